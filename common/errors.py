@@ -1,0 +1,91 @@
+"""The one error tree.
+
+TuneryError
+├── UserError            the caller can mend it; the message says how
+│   ├── InvalidInput     a field, row or URI is wrong
+│   ├── Unauthenticated  no key, or one that is not known
+│   ├── Forbidden        the key may not do this
+│   ├── NotFound         no such thing in this tenant
+│   ├── WrongState       the job cannot do that now
+│   └── TooLarge         more bytes than the operator allows
+├── InfraError           a part of the installation is away; the same call may pass later
+└── LeaseLost            this attempt no longer owns its job: stop and write nothing
+
+Only the edges give an error another form: `api/errors.py` knows HTTP, the CLI knows exit codes.
+"""
+
+from __future__ import annotations
+
+
+class TuneryError(Exception):
+    """Base of every error that Tunery raises on purpose.
+
+    Args:
+        message: what is wrong, naming the field or row.
+        code: a stable word for programs.
+        param: dotted path of the field that is wrong, if there is one.
+        hint: what to do about it.
+    """
+
+    code = "error"
+
+    def __init__(self, message: str, *, code: str | None = None, param: str | None = None, hint: str | None = None):
+        super().__init__(message)
+        self.message = message
+        self.code = code or type(self).code
+        self.param = param
+        self.hint = hint
+
+
+class UserError(TuneryError):
+    """The caller can mend it."""
+
+    code = "user_error"
+
+
+class InvalidInput(UserError):
+    """A field, row or URI is wrong."""
+
+    code = "invalid_input"
+
+
+class Unauthenticated(UserError):
+    """No API key, or one that is not known."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(UserError):
+    """The key is known, but may not do this."""
+
+    code = "forbidden"
+
+
+class NotFound(UserError):
+    """No such thing in this tenant."""
+
+    code = "not_found"
+
+
+class WrongState(UserError):
+    """The job cannot do that in its present state."""
+
+    code = "wrong_state"
+
+
+class TooLarge(UserError):
+    """More bytes, rows or tokens than the operator allows."""
+
+    code = "too_large"
+
+
+class InfraError(TuneryError):
+    """A part of the installation (database, broker, object store, hub) is away or full."""
+
+    code = "infra"
+
+
+class LeaseLost(TuneryError):
+    """The attempt's lease ended or another attempt owns the job: nothing may be written any more."""
+
+    code = "lease_lost"

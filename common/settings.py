@@ -1,0 +1,120 @@
+"""Every setting of Tunery, and the only module that reads the environment.
+
+A deployment differs from the embedded stack in values, never in branches: after this module no code asks which it is.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "TUNERY_"
+
+CommaList = Annotated[list[str], NoDecode]
+
+
+class Settings(BaseSettings):
+    """Settings of the server processes: API, workers, sweeper, migrations. Sizes in bytes, times in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+
+    database_url: str = Field("", description="SQLAlchemy URL: `postgresql+psycopg://…` or `sqlite:////path`.")
+    broker_url: SecretStr = Field(SecretStr(""), description="Celery broker: `redis://…`, `amqp://…`.")
+    broker_prefix: str = Field("tunery", description="Prefix of every key on the broker, so that it can be shared.")
+
+    s3_endpoint_url: str | None = Field(None, description="S3 endpoint; empty means AWS.")
+    s3_public_url: str | None = Field(None, description="Host in signed links, where clients see another address.")
+    s3_region: str = Field("us-east-1", description="Region that requests are signed for.")
+    s3_bucket: str = Field("tunery", description="Bucket for uploads, checkpoints and artifacts.")
+    s3_access_key_id: str | None = Field(None, description="Access key; empty means boto3's own lookup.")
+    s3_secret_access_key: SecretStr | None = Field(None, description="Secret of that key.")
+    link_s: int = Field(900, ge=10, le=604800, description="Life of a signed link.")
+
+    dataset_buckets: CommaList = Field([], description="Buckets that `s3://` dataset URIs may name (comma-separated).")
+    local_datasets: Path | None = Field(None, description="Folder that `file://` dataset URIs may name; empty: none.")
+    model_dir: Path | None = Field(None, description="Folder of base models that are named without a `/`.")
+    hf_endpoint: str = Field("https://huggingface.co", description="Hub that `org/name` and `hf://` are fetched from.")
+    hf_token: SecretStr | None = Field(None, description="The operator's hub token; handed to the fetching process only.")
+    hf_cache: Path | None = Field(None, description="Folder for downloaded base models; empty: under the work folder.")
+    fetch_networks: CommaList = Field([], description="Private networks (CIDR) that dataset URLs may reach.")
+    ca_bundle: Path | None = Field(None, description="CA certificates for dataset URLs; empty means the system's.")
+
+    max_upload_bytes: int = Field(512 * 2**20, ge=1, description="Largest upload through `POST /datasets`.")
+    max_dataset_bytes: int = Field(8 * 2**30, ge=1, description="Largest dataset that is fetched, and decoded.")
+    max_row_bytes: int = Field(4 * 2**20, ge=1, description="Longest row of a dataset.")
+    max_rows: int = Field(10_000_000, ge=1, description="Most rows of a dataset.")
+
+    lease_s: float = Field(120, gt=0, description="Life of a worker's lease on a job; renewed every eighth of it.")
+    retry_max_s: float = Field(60, ge=0, description="Longest pause before a job is tried again after a fault.")
+    crash_loop_attempts: int = Field(3, ge=1, description="Trainer crashes in a row, without a newer checkpoint.")
+    progress_deadline_s: float = Field(1800, gt=0, description="A trainer without a step for so long is hung.")
+    stop_grace_s: float = Field(60, gt=0, description="Time for a trainer's checkpoint on a drain or pause.")
+    preflight_timeout_s: float = Field(600, gt=0, description="Longest run of a preflight check.")
+    preflight_memory_bytes: int = Field(8 * 2**30, ge=2**28, description="Address space of a preflight check.")
+    disk_reserve_bytes: int = Field(2**30, ge=0, description="Free disk that a worker wants before it takes a job.")
+
+    work_dir: Path = Field(Path(".tunery/work"), description="Folder for jobs that a worker is running.")
+    trainer_module: str = Field("worker.trainer", description="Module that is started as the trainer process.")
+    trainer_threads: int = Field(0, ge=0, description="CPU threads of a trainer; 0: the cores of the machine.")
+    device: str = Field("auto", description="`auto`, `cpu` or `cuda:N`: where this worker's trainer runs.")
+    worker_name: str = Field("", description="Name of this worker in lists; empty: host and process id.")
+
+    host: str = Field("127.0.0.1", description="Address that the API listens on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port that the API listens on.")
+    data_dir: Path = Field(Path(".tunery"), description="Data directory of `tunery up`.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
+
+    @field_validator("dataset_buckets", "fetch_networks", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("fetch_networks")
+    @classmethod
+    def _networks(cls, value: list[str]) -> list[str]:
+        for network in value:
+            ipaddress.ip_network(network)
+        return value
+
+    @field_validator("s3_endpoint_url", "s3_public_url", "local_datasets", "model_dir", "hf_cache", "ca_bundle",
+                     "s3_access_key_id", "s3_secret_access_key", "hf_token", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any) -> Any:
+        # docker-compose passes an unset variable as an empty string.
+        return None if value == "" else value
+
+
+@cache
+def load() -> Settings:
+    """Return the settings of this process, read from the environment once."""
+    return Settings()
+
+
+def trainer_environment() -> dict[str, str]:
+    """Return the environment for processes that run model code: what they need to start, and no credential.
+
+    An allow-list, because a deny-list would let through the next secret that somebody invents.
+    """
+    keep = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
+            "LD_PRELOAD", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "NVIDIA_VISIBLE_DEVICES", "TRITON_CACHE_DIR",
+            "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    environment = {name: os.environ[name] for name in keep if name in os.environ}
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    return environment | offline | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+
+
+def child_environment(values: dict[str, str]) -> dict[str, str]:
+    """Return this process's environment with `values` laid over it: for the children of `tunery up`."""
+    return {**os.environ, **values}
+
+
+def client_address() -> tuple[str | None, str | None, Path]:
+    """Return what points a client at a server: `TUNERY_URL`, `TUNERY_API_KEY`, and the data directory to look in."""
+    data_dir = Path(os.environ.get(f"{PREFIX}DATA_DIR") or ".tunery")
+    return os.environ.get(f"{PREFIX}URL") or None, os.environ.get(f"{PREFIX}API_KEY") or None, data_dir

@@ -1,0 +1,182 @@
+"""What a supervisor and its child process say to each other. Standard library only: the supervisor imports this too.
+
+The supervisor writes commands to the child's standard input, the child writes messages to the pipe that it got as
+standard output; both are JSON objects, one a line. The folder of a run holds everything else:
+
+    spec.json            TrainSpec, written by the supervisor
+    dataset/             training and validation file, as fetched
+    resume/              a checkpoint to go on from, complete or absent
+    checkpoints/         written by the child: `step-00000020/` with `manifest.json` inside, renamed into place
+    out/adapter/         the adapter; out/reports/ what was measured
+
+Commands:   {"do": "run"}   {"do": "stop"}   {"do": "deadline", "monotonic": 1234.5}
+`stop` asks for a checkpoint at the next step and exit 75. `deadline` is the moment, on CLOCK_MONOTONIC (the same for
+every process of a machine), by which the child must have left unless a later deadline arrives: the lease's self-fence.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar
+
+# Exit codes; anything else, and death by a signal, is a fault of the infrastructure.
+DONE = 0
+DISK_FULL = 28
+BAD_INPUT = 64
+DIVERGED = 66
+DEVICE_FAULT = 70
+DRAINED = 75
+OUT_OF_MEMORY = 77
+
+SPEC_FILE = "spec.json"
+MANIFEST_FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class BaseRef:
+    """The base model: where its files lie, and the name that an adapter must carry to be loaded elsewhere."""
+
+    path: str
+    id: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """One attempt at one job. `job` is the frozen JobSpec; paths other than the base's are relative to the folder.
+
+    `shrink` is the out-of-memory ladder: the micro-batch is halved that many times and accumulation doubled.
+    """
+
+    job_id: str
+    attempt: int
+    job: dict[str, Any]
+    base: BaseRef
+    train_file: str
+    train_sha256: str
+    validation_file: str | None = None
+    resume_from: str | None = None
+    device: str = "auto"
+    threads: int = 0
+    shrink: int = 0
+
+    def write(self, folder: Path) -> None:
+        """Write `spec.json` into `folder`."""
+        (folder / SPEC_FILE).write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def read(cls, folder: Path) -> TrainSpec:
+        """Read `spec.json` from `folder`."""
+        values = json.loads((folder / SPEC_FILE).read_text())
+        return cls(**{**values, "base": BaseRef(**values["base"])})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The child entered a stage: prepare, train, evaluate, export."""
+
+    type: ClassVar[str] = "stage"
+    stage: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """An event for the job's history, e.g. which loss was chosen or what an option was replaced by."""
+
+    type: ClassVar[str] = "event"
+    name: str
+    message: str
+    level: str = "info"
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the run is. Tokens per second count real tokens only: no padding."""
+
+    type: ClassVar[str] = "progress"
+    step: int
+    max_steps: int
+    tokens_per_s: float | None = None
+    eta_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Values logged at a step; `kind` is train or eval."""
+
+    type: ClassVar[str] = "metrics"
+    step: int
+    values: dict[str, float]
+    kind: str = "train"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint is complete on disk; `folder` is relative to the run's folder."""
+
+    type: ClassVar[str] = "checkpoint"
+    step: int
+    folder: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """The run is done and `out/` is complete. `report` goes into the job's record."""
+
+    type: ClassVar[str] = "result"
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why the child will exit with an error code; `code` is a stable word for programs."""
+
+    type: ClassVar[str] = "error"
+    code: str
+    message: str
+    hint: str | None = None
+    param: str | None = None
+
+
+Message = Stage | Note | Progress | Metrics | Checkpoint | Result | Failed
+_KINDS: dict[str, type[Message]] = {
+    kind.type: kind for kind in (Stage, Note, Progress, Metrics, Checkpoint, Result, Failed)
+}
+
+
+class Sender:
+    """Writes messages to the supervisor. Safe to use from several threads."""
+
+    def __init__(self, pipe: BinaryIO):
+        self._pipe = pipe
+        self._lock = threading.Lock()
+
+    def __call__(self, message: Message) -> None:
+        """Write `message` as one line and flush it."""
+        with self._lock:
+            self._pipe.write(encode(message))
+            self._pipe.flush()
+
+
+def encode(message: Message) -> bytes:
+    """Return `message` as one line of JSON."""
+    return json.dumps({"type": message.type, **asdict(message)}, allow_nan=False).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """Return the message on `line`.
+
+    Raises:
+        ValueError: the line is not one of this protocol's messages.
+    """
+    try:
+        values = json.loads(line)
+        kind = _KINDS[values.pop("type")]
+        names = {item.name for item in fields(kind)}
+        return kind(**{name: value for name, value in values.items() if name in names})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a message of the trainer protocol: {line[:200]!r}") from error
