@@ -40,7 +40,9 @@ class Settings(BaseSettings):
     local_datasets: Path | None = Field(None, description="Folder that `file://` dataset URIs may name; empty: none.")
     model_dir: Path | None = Field(None, description="Folder of base models that are named without a `/`.")
     hf_endpoint: str = Field("https://huggingface.co", description="Hub that `org/name` and `hf://` are fetched from.")
-    hf_token: SecretStr | None = Field(None, description="The operator's hub token; handed to the fetching process only.")
+    hf_token: SecretStr | None = Field(
+        None, description="The operator's hub token; handed to the fetching process only."
+    )
     hf_cache: Path | None = Field(None, description="Folder for downloaded base models; empty: under the work folder.")
     fetch_networks: CommaList = Field([], description="Private networks (CIDR) that dataset URLs may reach.")
     ca_bundle: Path | None = Field(None, description="CA certificates for dataset URLs; empty means the system's.")
@@ -82,8 +84,18 @@ class Settings(BaseSettings):
             ipaddress.ip_network(network)
         return value
 
-    @field_validator("s3_endpoint_url", "s3_public_url", "local_datasets", "model_dir", "hf_cache", "ca_bundle",
-                     "s3_access_key_id", "s3_secret_access_key", "hf_token", mode="before")
+    @field_validator(
+        "s3_endpoint_url",
+        "s3_public_url",
+        "local_datasets",
+        "model_dir",
+        "hf_cache",
+        "ca_bundle",
+        "s3_access_key_id",
+        "s3_secret_access_key",
+        "hf_token",
+        mode="before",
+    )
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         # docker-compose passes an unset variable as an empty string.
@@ -101,9 +113,24 @@ def trainer_environment() -> dict[str, str]:
 
     An allow-list, because a deny-list would let through the next secret that somebody invents.
     """
-    keep = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
-            "LD_PRELOAD", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "NVIDIA_VISIBLE_DEVICES", "TRITON_CACHE_DIR",
-            "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    keep = (
+        "PATH",
+        "HOME",
+        "LANG",
+        "LC_ALL",
+        "TMPDIR",
+        "TZ",
+        "PYTHONPATH",
+        "VIRTUAL_ENV",
+        "LD_LIBRARY_PATH",
+        "LD_PRELOAD",
+        "CUDA_VISIBLE_DEVICES",
+        "CUDA_HOME",
+        "NVIDIA_VISIBLE_DEVICES",
+        "TRITON_CACHE_DIR",
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+    )
     environment = {name: os.environ[name] for name in keep if name in os.environ}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     return environment | offline | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}

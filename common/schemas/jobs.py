@@ -34,7 +34,9 @@ def _dataset_uri(value: str) -> str:
     if any(ord(character) < 33 or ord(character) == 127 for character in value):
         raise ValueError("contains blanks or control characters; percent-encode them")
     if not value.startswith(_SCHEMES):
-        raise ValueError(f"must start with one of {', '.join(_SCHEMES)}; POST /datasets uploads a file and answers its id")
+        raise ValueError(
+            f"must start with one of {', '.join(_SCHEMES)}; POST /datasets uploads a file and answers its id"
+        )
     return value
 
 
@@ -100,8 +102,9 @@ class Lora(_Strict):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     bias: Literal["none", "all", "lora_only"] = "none"
     target_modules: (
-        Annotated[list[Annotated[Text, Field(min_length=1, max_length=200)]],
-                  Field(min_length=1, max_length=_TARGET_LIST_MAX)]
+        Annotated[
+            list[Annotated[Text, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=_TARGET_LIST_MAX)
+        ]
         | Annotated[Text, Field(min_length=1, max_length=500)]
     ) = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
@@ -143,7 +146,9 @@ class JobSpec(_Strict):
     def _method_and_quantization_agree(self) -> JobSpec:
         four_bit = self.quantization is not None and self.quantization.load_in_4bit
         if self.method == "qlora" and not four_bit:
-            raise ValueError('quantization.load_in_4bit: method "qlora" needs true; use method "lora" for a 16-bit base')
+            raise ValueError(
+                'quantization.load_in_4bit: method "qlora" needs true; use method "lora" for a 16-bit base'
+            )
         if self.method == "lora" and four_bit:
             raise ValueError('quantization.load_in_4bit: method "lora" keeps the base in 16 bit; use method "qlora"')
         return self

@@ -1,0 +1,96 @@
+"""Connections: one code for Postgres and SQLite, and the database's own clock.
+
+Leases are judged by the database's clock only, so that no worker's wrong clock can keep or steal a job. Times are
+stored as seconds since the epoch (double precision), which both databases compare and add the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Double, Engine, create_engine, event
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.sql.functions import FunctionElement
+
+_BUSY_TIMEOUT_MS = 30_000
+IMMEDIATE = "tunery_begin_immediate"
+
+
+class db_now(FunctionElement[float]):
+    """The database's present time in seconds since the epoch, at the moment of the statement."""
+
+    type = Double()
+    inherit_cache = True
+    name = "db_now"
+
+
+@compiles(db_now, "postgresql")
+def _now_postgres(_element: db_now, _compiler: Any, **_: Any) -> str:
+    # Not now(): that is the start of the transaction, which may be long before a lock was granted.
+    return "extract(epoch from clock_timestamp())::double precision"
+
+
+@compiles(db_now, "sqlite")
+def _now_sqlite(_element: db_now, _compiler: Any, **_: Any) -> str:
+    # Not unixepoch('subsec'), which needs SQLite 3.42; this one is exact to the millisecond as well.
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+def make_engine(url: str, *, pool_size: int = 10) -> Engine:
+    """Return an engine for `url` (`postgresql+psycopg://…` or `sqlite:///…`) with Tunery's connection settings."""
+    if url.startswith("sqlite"):
+        engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_MS / 1000, "check_same_thread": False})
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    # Keepalives and timeouts, so that a half-open connection ends as an error and not as a wait.
+    arguments = {
+        "connect_timeout": 5,
+        "keepalives": 1,
+        "keepalives_idle": 5,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 15_000,
+    }
+    return create_engine(
+        url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True, pool_timeout=10, connect_args=arguments
+    )
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # The driver must not open transactions by itself: _begin_sqlite says which kind.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={_BUSY_TIMEOUT_MS}"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A write transaction takes its lock at once: upgrading a read lock later fails without waiting.
+    immediate = connection.get_execution_options().get(IMMEDIATE, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+class Sessions:
+    """Opens sessions: `read()` for looking, `write()` for one transaction that commits when its block ends."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self._readers = sessionmaker(engine, expire_on_commit=False)
+        self._writers = sessionmaker(engine.execution_options(**{IMMEDIATE: True}), expire_on_commit=False)
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """Yield a session whose changes, if any, are thrown away."""
+        with self._readers() as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """Yield a session that is committed at the end of the block, or rolled back by an exception."""
+        with self._writers() as session, session.begin():
+            yield session

@@ -1,0 +1,229 @@
+"""The tables. Times are seconds since the epoch by the database's clock; sizes are bytes.
+
+`jobs.seq` numbers a job's events and metrics in one sequence without gaps: every write of either increments it in the
+same UPDATE that checks the lease, so the row lock orders them and a reader's cursor never skips one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, String, Text, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Json = JSON().with_variant(JSONB(), "postgresql")
+Id = String(40)
+
+
+class Base(DeclarativeBase):
+    """Declarative base with the constraint names that migrations need."""
+
+    type_annotation_map = {float: Double, dict[str, Any]: Json, str: Text, int: BigInteger}
+
+
+class JobRow(Base):
+    """A job: what was asked (`spec`, frozen), its state, the present attempt, and how far it is."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    tenant: Mapped[str] = mapped_column(String(64))
+    spec: Mapped[dict[str, Any]]
+    model: Mapped[str]
+    priority: Mapped[int] = mapped_column(default=0)
+    metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
+
+    # Written by common/jobs/lifecycle.py only.
+    status: Mapped[str] = mapped_column(String(16))
+    desired: Mapped[str] = mapped_column(String(8), default="run")
+    epoch: Mapped[int] = mapped_column(default=0)
+    worker_id: Mapped[str | None] = mapped_column(String(128))
+    lease_expires_at: Mapped[float | None]
+    not_before: Mapped[float] = mapped_column(default=0.0)
+    attempts: Mapped[int] = mapped_column(default=0)
+    crashes: Mapped[int] = mapped_column(default=0)
+    faults: Mapped[int] = mapped_column(default=0)
+    shrink: Mapped[int] = mapped_column(default=0)
+    seq: Mapped[int] = mapped_column(default=0)
+    version: Mapped[int] = mapped_column(default=0)
+
+    stage: Mapped[str | None] = mapped_column(String(32))
+    step: Mapped[int] = mapped_column(default=0)
+    max_steps: Mapped[int | None]
+    loss: Mapped[float | None]
+    tokens_per_s: Mapped[float | None]
+    eta_s: Mapped[float | None]
+
+    # Found by preflight: what the base is exactly, and what the data is.
+    base_id: Mapped[str | None]
+    base_revision: Mapped[str | None]
+    dataset_sha256: Mapped[str | None] = mapped_column(String(64))
+    preflight: Mapped[dict[str, Any] | None]
+    report: Mapped[dict[str, Any] | None]
+
+    error: Mapped[dict[str, Any] | None]
+    manifest_key: Mapped[str | None]
+    manifest_sha256: Mapped[str | None] = mapped_column(String(64))
+
+    created_at: Mapped[float]
+    queued_at: Mapped[float | None]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+
+    __table_args__ = (
+        Index("jobs_by_tenant", "tenant", "id"),
+        Index("jobs_by_tenant_status", "tenant", "status", "id"),
+        # Partial: claiming and sweeping look at the live jobs only, so that a million ended ones cost nothing.
+        Index(
+            "jobs_to_claim",
+            "status",
+            "priority",
+            "created_at",
+            sqlite_where=text("status in ('validating', 'queued')"),
+            postgresql_where=text("status in ('validating', 'queued')"),
+        ),
+        Index(
+            "jobs_leased",
+            "lease_expires_at",
+            sqlite_where=text("lease_expires_at is not null"),
+            postgresql_where=text("lease_expires_at is not null"),
+        ),
+        Index(
+            "jobs_running",
+            "tenant",
+            sqlite_where=text("status = 'running'"),
+            postgresql_where=text("status = 'running'"),
+        ),
+    )
+
+
+class EventRow(Base):
+    """Something that happened to a job."""
+
+    __tablename__ = "job_events"
+
+    job_id: Mapped[str] = mapped_column(Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[float]
+    name: Mapped[str] = mapped_column(String(64))
+    level: Mapped[str] = mapped_column(String(8))
+    message: Mapped[str]
+    data: Mapped[dict[str, Any]]
+
+
+class MetricRow(Base):
+    """Values logged at a step by one attempt."""
+
+    __tablename__ = "metrics"
+
+    job_id: Mapped[str] = mapped_column(Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[float]
+    epoch: Mapped[int]
+    step: Mapped[int]
+    kind: Mapped[str] = mapped_column(String(8))
+    values: Mapped[dict[str, Any]]
+
+
+class CheckpointRow(Base):
+    """A checkpoint that lies complete in the object store under `prefix`."""
+
+    __tablename__ = "checkpoints"
+
+    job_id: Mapped[str] = mapped_column(Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    epoch: Mapped[int] = mapped_column(primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    prefix: Mapped[str]
+    manifest_sha256: Mapped[str] = mapped_column(String(64))
+    bytes: Mapped[int]
+    at: Mapped[float]
+
+
+class ArtifactRow(Base):
+    """One published file of a succeeded job."""
+
+    __tablename__ = "artifacts"
+
+    job_id: Mapped[str] = mapped_column(Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(512), primary_key=True)
+    key: Mapped[str]
+    bytes: Mapped[int]
+    sha256: Mapped[str] = mapped_column(String(64))
+
+
+class DatasetRow(Base):
+    """An uploaded file; the object lies under its hash, once per tenant."""
+
+    __tablename__ = "datasets"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    tenant: Mapped[str] = mapped_column(String(64))
+    name: Mapped[str] = mapped_column(String(255))
+    key: Mapped[str]
+    bytes: Mapped[int]
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float]
+
+    __table_args__ = (Index("datasets_by_tenant", "tenant", "id"), Index("datasets_by_key", "key"))
+
+
+class ApiKeyRow(Base):
+    """An API key: its SHA-256 (the key has 256 random bits, so no slow hash is needed), tenant and use."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    tenant: Mapped[str] = mapped_column(String(64))
+    name: Mapped[str] = mapped_column(String(128))
+    hint: Mapped[str] = mapped_column(String(16))
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    admin: Mapped[bool] = mapped_column(default=False)
+    created_at: Mapped[float]
+    last_used_at: Mapped[float | None]
+    revoked_at: Mapped[float | None]
+
+    __table_args__ = (Index("api_keys_by_tenant", "tenant", "id"),)
+
+
+class WorkerRow(Base):
+    """A worker process, as it last reported itself."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(String(128), primary_key=True)
+    name: Mapped[str] = mapped_column(String(128))
+    kind: Mapped[str] = mapped_column(String(16))
+    state: Mapped[str] = mapped_column(String(16))
+    desired: Mapped[str] = mapped_column(String(8), default="run")
+    device: Mapped[str] = mapped_column(String(32))
+    device_name: Mapped[str | None] = mapped_column(String(128))
+    vram_bytes: Mapped[int | None]
+    job_id: Mapped[str | None] = mapped_column(Id)
+    base_model: Mapped[str | None]
+    started_at: Mapped[float]
+    heartbeat_at: Mapped[float]
+
+    __table_args__ = (Index("workers_by_heartbeat", "heartbeat_at"),)
+
+
+class IdempotencyRow(Base):
+    """A create that was answered: the same `Idempotency-Key` from the same tenant gets the same job."""
+
+    __tablename__ = "idempotency_keys"
+
+    tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    body_sha256: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str] = mapped_column(Id, ForeignKey("jobs.id", ondelete="CASCADE"))
+    created_at: Mapped[float]
+
+
+class LeaderRow(Base):
+    """Who leads: a lease by name, for the sweeper."""
+
+    __tablename__ = "leaders"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(128))
+    expires_at: Mapped[float]

@@ -1,0 +1,148 @@
+"""Reading jobs: every query carries the tenant, so that another tenant's job does not exist."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from common.db.rows import ArtifactRow, CheckpointRow, EventRow, JobRow, MetricRow
+from common.errors import NotFound
+from common.schemas.jobs import Event, EventList, JobError, JobList, JobRead, JobSpec, Metric, MetricList
+
+
+def moment(seconds: float) -> datetime:
+    """Return a time of the database as a UTC datetime."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else moment(seconds)
+
+
+def row(session: Session, tenant: str, job_id: str) -> JobRow:
+    """Return the row of a job.
+
+    Raises:
+        NotFound: no such job in this tenant.
+    """
+    found = session.scalar(select(JobRow).where(JobRow.tenant == tenant, JobRow.id == job_id))
+    if found is None:
+        raise NotFound("there is no such job", param="id", hint="GET /jobs lists the jobs of your key's tenant.")
+    return found
+
+
+def shown(job: JobRow) -> JobRead:
+    """Return `job` as it is shown."""
+    spec = JobSpec.model_validate(job.spec)
+    asked = {name: getattr(spec, name) for name in JobSpec.model_fields if name not in ("metadata", "priority")}
+    return JobRead(
+        **asked,
+        id=job.id,
+        status=job.status,
+        desired=job.desired,
+        stage=job.stage,
+        step=job.step,  # type: ignore[arg-type]
+        max_steps=job.max_steps,
+        loss=job.loss,
+        tokens_per_s=job.tokens_per_s,
+        eta_s=job.eta_s,
+        base_revision=job.base_revision,
+        priority=job.priority,
+        metadata=job.metadata_,
+        attempt=job.attempts,
+        worker=job.worker_id,
+        error=JobError(**job.error) if job.error else None,
+        report=job.report or job.preflight,
+        created_at=moment(job.created_at),
+        queued_at=_moment(job.queued_at),
+        started_at=_moment(job.started_at),
+        finished_at=_moment(job.finished_at),
+    )
+
+
+def page(
+    session: Session,
+    tenant: str,
+    *,
+    status: Sequence[str] = (),
+    metadata: Mapping[str, str] | None = None,
+    after: str | None = None,
+    limit: int = 20,
+) -> JobList:
+    """Return jobs, newest first, that come after (are older than) the id `after`."""
+    query = select(JobRow).where(JobRow.tenant == tenant)
+    if status:
+        query = query.where(JobRow.status.in_(status))
+    for key, value in (metadata or {}).items():
+        query = query.where(JobRow.metadata_[key].as_string() == value)
+    if after:
+        query = query.where(JobRow.id < after)
+    found = list(session.scalars(query.order_by(JobRow.id.desc()).limit(limit + 1)))
+    data = [shown(job) for job in found[:limit]]
+    more = len(found) > limit
+    return JobList(data=data, has_more=more, next=data[-1].id if more else None)
+
+
+def events(session: Session, job_id: str, *, after: int = 0, limit: int = 100) -> EventList:
+    """Return the events of a job whose id is greater than `after`, in order. The caller has checked the tenant."""
+    query = select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > after).order_by(EventRow.seq)
+    found = list(session.scalars(query.limit(limit + 1)))
+    data = [
+        Event(id=item.seq, at=moment(item.at), name=item.name, level=item.level, message=item.message, data=item.data)  # type: ignore[arg-type]
+        for item in found[:limit]
+    ]
+    return EventList(data=data, has_more=len(found) > limit, next=data[-1].id if data else after)
+
+
+def metrics(session: Session, job_id: str, *, after: int = 0, limit: int = 1000) -> MetricList:
+    """Return the metrics of a job after a cursor, in order; of a repeated step only what the last attempt logged."""
+    latest = (
+        select(MetricRow.kind, MetricRow.step, func.max(MetricRow.epoch).label("epoch"))
+        .where(MetricRow.job_id == job_id)
+        .group_by(MetricRow.kind, MetricRow.step)
+        .subquery()
+    )
+    same = (MetricRow.kind == latest.c.kind) & (MetricRow.step == latest.c.step) & (MetricRow.epoch == latest.c.epoch)
+    query = select(MetricRow).join(latest, same).where(MetricRow.job_id == job_id, MetricRow.seq > after)
+    found = list(session.scalars(query.order_by(MetricRow.seq).limit(limit + 1)))
+    data = [
+        Metric(id=item.seq, at=moment(item.at), step=item.step, kind=item.kind, values=item.values)  # type: ignore[arg-type]
+        for item in found[:limit]
+    ]
+    return MetricList(data=data, has_more=len(found) > limit, next=data[-1].id if data else after)
+
+
+def artifacts(session: Session, job_id: str) -> list[ArtifactRow]:
+    """Return the published files of a job, by name."""
+    return list(session.scalars(select(ArtifactRow).where(ArtifactRow.job_id == job_id).order_by(ArtifactRow.name)))
+
+
+def checkpoints(session: Session, job_id: str) -> list[CheckpointRow]:
+    """Return the checkpoints of a job, the highest step first; of equal steps the latest attempt's first."""
+    order = (CheckpointRow.step.desc(), CheckpointRow.epoch.desc())
+    return list(session.scalars(select(CheckpointRow).where(CheckpointRow.job_id == job_id).order_by(*order)))
+
+
+def changes(session: Session, job_id: str, *, after: int, limit: int = 200) -> list[tuple[int, str, dict[str, Any]]]:
+    """Return events and metrics after a cursor as (cursor, kind, JSON value), in one sequence, for streaming."""
+    found = [
+        (item.id, "event", item.model_dump(mode="json"))
+        for item in events(session, job_id, after=after, limit=limit).data
+    ]
+    query = (
+        select(MetricRow).where(MetricRow.job_id == job_id, MetricRow.seq > after).order_by(MetricRow.seq).limit(limit)
+    )
+    for item in session.scalars(query):
+        value = {
+            "id": item.seq,
+            "at": moment(item.at).isoformat(),
+            "step": item.step,
+            "kind": item.kind,
+            "values": item.values,
+        }
+        found.append((item.seq, "metric", value))
+    return sorted(found, key=lambda change: change[0])[:limit]

@@ -1,0 +1,33 @@
+"""Where everything lies in the bucket. Nothing is ever overwritten: each attempt writes under its own epoch.
+
+{tenant}/datasets/{sha256}                       an upload, once per content
+{tenant}/{job}/a{epoch}/adapter/…  reports/…     what an attempt made
+{tenant}/{job}/a{epoch}/adapter.tar.gz           the adapter folder as one file
+{tenant}/{job}/a{epoch}/manifest.json            written last: without it the attempt published nothing
+{tenant}/{job}/a{epoch}/checkpoints/step-…/…     with a manifest.json of their own
+"""
+
+from __future__ import annotations
+
+MANIFEST = "manifest.json"
+ADAPTER_ARCHIVE = "adapter.tar.gz"
+
+
+def dataset(tenant: str, sha256: str) -> str:
+    """Return the key of an uploaded dataset."""
+    return f"{tenant}/datasets/{sha256}"
+
+
+def job(tenant: str, job_id: str) -> str:
+    """Return the prefix of everything that belongs to a job, with a closing slash."""
+    return f"{tenant}/{job_id}/"
+
+
+def attempt(tenant: str, job_id: str, epoch: int) -> str:
+    """Return the prefix of one attempt, with a closing slash."""
+    return f"{job(tenant, job_id)}a{epoch}/"
+
+
+def checkpoint(tenant: str, job_id: str, epoch: int, folder: str) -> str:
+    """Return the prefix of one checkpoint of an attempt, with a closing slash; `folder` is the folder's name."""
+    return f"{attempt(tenant, job_id, epoch)}checkpoints/{folder}/"
