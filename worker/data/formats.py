@@ -1,0 +1,156 @@
+"""Recognises the columns of a dataset and turns each row into the one form that is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from common.errors import InvalidInput
+from worker.data.messages import (
+    BadColumn,
+    check_conversation,
+    check_text,
+    name_type,
+    read_messages,
+    read_sharegpt,
+    unpack,
+)
+from worker.data.read import read_rows
+from worker.data.rows import Message, Row
+from worker.data.source import Problems, Source
+
+Columns = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A layout of columns: those that it needs, and how a row of them is read."""
+
+    name: str
+    needs: tuple[str, ...]
+    read: Callable[[int, Columns], Row]
+
+
+def _chat(number: int, columns: Columns) -> Row:
+    messages = check_conversation(read_messages(columns["messages"], "messages"), "messages")
+    return Row(number, "chat", messages=messages, tools=_tools(columns))
+
+
+def _tools(columns: Columns) -> tuple[Any, ...]:
+    tools = columns.get("tools")
+    return () if tools is None or tools == "" or tools == [] else tuple(unpack(tools, "tools"))
+
+
+def _sharegpt(number: int, columns: Columns) -> Row:
+    messages = read_sharegpt(columns["conversations"], "conversations")
+    system = columns.get("system")
+    if system is not None and system != "":
+        messages = (Message("system", check_text(system, "system")), *messages)
+    return Row(number, "chat", messages=check_conversation(messages, "conversations"), tools=_tools(columns))
+
+
+def _completion(number: int, columns: Columns) -> Row:
+    prompt, completion = columns["prompt"], columns["completion"]
+    if isinstance(prompt, list) or isinstance(completion, list):
+        return _chat_completion(number, columns)
+    # An empty prompt is a completion from nothing: allowed.
+    prompt = check_text(prompt, "prompt", may_be_empty=True)
+    return Row(number, "completion", prompt=prompt, completion=check_text(completion, "completion"))
+
+
+def _chat_completion(number: int, columns: Columns) -> Row:
+    for name in ("prompt", "completion"):
+        if not isinstance(columns[name], list):
+            raise BadColumn(
+                f"{name} is {name_type(columns[name])}, but the other of prompt and completion is an array of messages",
+                "write both as strings, or both as arrays of messages",
+            )
+    prompt = read_messages(columns["prompt"], "prompt")
+    completion = check_conversation(read_messages(columns["completion"], "completion"), "completion")
+    if completion[0].role != "assistant":
+        raise BadColumn(f"completion[0] has role {completion[0].role!r}", "a completion begins with the assistant")
+    return Row(number, "completion", messages=prompt + completion, num_prompt=len(prompt), tools=_tools(columns))
+
+
+def _alpaca(number: int, columns: Columns) -> Row:
+    instruction = check_text(columns["instruction"], "instruction")
+    context = columns.get("input")
+    context = "" if context is None else check_text(context, "input", may_be_empty=True)
+    question = f"{instruction}\n\n{context}" if context.strip() else instruction
+    messages = (Message("user", question), Message("assistant", check_text(columns["output"], "output")))
+    return Row(number, "chat", messages=messages)
+
+
+def _text(number: int, columns: Columns) -> Row:
+    return Row(number, "text", text=check_text(columns["text"], "text"))
+
+
+# In order of preference: a row with both `messages` and `text` is a chat.
+FORMATS = (
+    Format("chat", ("messages",), _chat),
+    Format("sharegpt", ("conversations",), _sharegpt),
+    Format("prompt/completion", ("prompt", "completion"), _completion),
+    Format("alpaca", ("instruction", "output"), _alpaca),
+    Format("text", ("text",), _text),
+)
+ACCEPTED = "messages; prompt and completion; text; instruction, input and output (Alpaca); conversations (ShareGPT)"
+
+
+def recognise(columns: Iterable[str]) -> Format | None:
+    """Return the format that has all its columns among `columns`, or None."""
+    names = set(columns)
+    return next((layout for layout in FORMATS if names.issuperset(layout.needs)), None)
+
+
+def parse_rows(source: Source, problems: Problems | None = None) -> Iterator[Row]:
+    """Yield the rows of `source` in canonical form. The first row decides the format of all.
+
+    Args:
+        problems: takes what is wrong with single rows, so that all are found; without it the first one raises.
+
+    Raises:
+        InvalidInput: the file cannot be read, or (without `problems`) a row is wrong.
+    """
+    layout: Format | None = None
+    for number, columns in read_rows(source):
+        row: Row | InvalidInput
+        if isinstance(columns, InvalidInput):
+            row = columns
+        else:
+            layout = layout or _first_layout(source, number, columns)
+            row = _parse(source, layout, number, columns)
+        if isinstance(row, Row):
+            yield row
+        elif problems is None:
+            raise row
+        else:
+            problems.add(row)
+
+
+def _first_layout(source: Source, number: int, columns: Columns) -> Format:
+    layout = recognise(columns)
+    if layout is None:
+        raise source.bad_row(number, f"has the columns {_listed(columns)}", f"accepted columns are: {ACCEPTED}")
+    return layout
+
+
+def _parse(source: Source, layout: Format, number: int, columns: Columns) -> Row | InvalidInput:
+    missing = [name for name in layout.needs if name not in columns]
+    if missing:
+        return source.bad_row(
+            number,
+            f"has no column {' or '.join(map(repr, missing))}; it has {_listed(columns)}, "
+            f"and the rows before it are of the format {layout.name}",
+            "keep one format per file",
+        )
+    try:
+        return layout.read(number, columns)
+    except BadColumn as error:
+        return source.bad_row(number, error.message, error.hint)
+
+
+def _listed(columns: Columns) -> str:
+    names = [repr(name if len(name) <= 40 else name[:40] + "…") for name in columns]
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return ", ".join(names[:12]) + more if names else "none"

@@ -1,0 +1,76 @@
+"""Rows of a dataset file, whatever its format: told apart by its first bytes, then by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from worker.data.array import read_array
+from worker.data.lines import BOM, read_jsonl
+from worker.data.source import RawRows, Source
+from worker.data.table import read_csv, read_parquet
+
+_PACKED = {
+    b"\x1f\x8b": "gzip-compressed",
+    b"PK\x03\x04": "a zip archive",
+    b"BZh": "bzip2-compressed",
+    b"\xfd7zXZ\x00": "xz-compressed",
+    b"\x28\xb5\x2f\xfd": "zstd-compressed",
+}
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_READERS: dict[str, Callable[[Source], RawRows]] = {
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_jsonl,
+    ".csv": read_csv,
+    ".tsv": partial(read_csv, delimiter="\t"),
+}
+ACCEPTED = "JSONL, JSON (an array of objects), CSV or Parquet"
+
+
+def read_rows(source: Source) -> RawRows:
+    """Yield (row number, columns) for each row of the file; an InvalidInput in place of a row that is broken.
+
+    Raises:
+        InvalidInput: the file as a whole cannot be read, or holds no row.
+        TooLarge: it passes a limit.
+    """
+    empty = True
+    for item in _reader(source)(source):
+        empty = False
+        yield item
+    if empty:
+        raise source.bad_file("the dataset holds no rows", "add at least one row")
+
+
+def _reader(source: Source) -> Callable[[Source], RawRows]:
+    with source.path.open("rb") as file:
+        head = file.read(4096)
+    if not head:
+        raise source.bad_file("the dataset is an empty file", "upload a file that has at least one row")
+    for magic, what in _PACKED.items():
+        if head.startswith(magic):
+            raise source.bad_file(f"the dataset is {what}", f"unpack it; accepted are {ACCEPTED}")
+    if head.startswith(b"PAR1"):
+        return read_parquet
+    if head.startswith(_UTF16):
+        raise source.bad_file("the dataset is not UTF-8 at byte 0: it looks like UTF-16", "save it as UTF-8")
+    return _text_reader(source, head.removeprefix(BOM).lstrip())
+
+
+def _text_reader(source: Source, head: bytes) -> Callable[[Source], RawRows]:
+    suffix = source.path.suffix.lower()
+    if suffix == ".parquet":
+        raise source.bad_file("the file is named .parquet but is not Parquet", f"accepted are {ACCEPTED}")
+    tabular = suffix in (".csv", ".tsv")
+    if head.startswith(b"[") and not tabular:
+        return read_array
+    if suffix in _READERS:
+        return _READERS[suffix]
+    if head.startswith(b"{"):
+        return read_jsonl
+    if b"," in head.split(b"\n", 1)[0]:
+        return read_csv
+    raise source.bad_file(
+        f"the format of {source.path.name!r} is not known", f"accepted are {ACCEPTED}, with the file ending that says so"
+    )

@@ -1,0 +1,87 @@
+"""A dataset file and what to call it in errors, with the two kinds of trouble: one row's, and the whole file's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.errors import InvalidInput, TooLarge
+from worker.data.limits import Limits
+
+KEPT = 20
+
+# A row is its number (counted from 1) and its columns, or what is wrong with it.
+RawRows = Iterator[tuple[int, "dict[str, Any] | InvalidInput"]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One dataset file; `param` is the field of the job that named it."""
+
+    path: Path
+    limits: Limits = field(default_factory=Limits)
+    param: str = "dataset"
+
+    def bad_row(self, number: int, message: str, hint: str | None = None) -> InvalidInput:
+        """Return the error that row `number` is wrong."""
+        return InvalidInput(f"row {number}: {message}", code="bad_row", param=self.param, hint=hint)
+
+    def bad_file(self, message: str, hint: str | None = None) -> InvalidInput:
+        """Return the error that the file as a whole cannot be read."""
+        return InvalidInput(message, code="bad_dataset", param=self.param, hint=hint)
+
+    def too_large(self, message: str, hint: str) -> TooLarge:
+        """Return the error that the file passes a limit of the operator."""
+        return TooLarge(message, param=self.param, hint=hint)
+
+    def count_bytes(self, total: int) -> None:
+        """Raise when more than the allowed bytes were decoded."""
+        if total > self.limits.max_bytes:
+            raise self.too_large(
+                f"the dataset holds more than {self.limits.max_bytes:,} bytes when decoded",
+                "split it, or ask the operator to raise TUNERY_MAX_DATASET_BYTES",
+            )
+
+    def count_rows(self, number: int) -> None:
+        """Raise when more than the allowed rows were read."""
+        if number > self.limits.max_rows:
+            raise self.too_large(
+                f"the dataset has more than {self.limits.max_rows:,} rows",
+                "split it, or ask the operator to raise TUNERY_MAX_ROWS",
+            )
+
+    def long_row(self, number: int) -> InvalidInput:
+        """Return the error that row `number` is longer than allowed."""
+        return self.bad_row(
+            number,
+            f"is longer than {self.limits.max_row_bytes:,} bytes",
+            "shorten it, or ask the operator to raise TUNERY_MAX_ROW_BYTES; a JSONL file has one object per line",
+        )
+
+
+class Problems:
+    """Collects what is wrong with the rows of a file: the first few in full, the rest as a number."""
+
+    def __init__(self, kept: int = KEPT):
+        self._kept = kept
+        self.errors: list[InvalidInput] = []
+        self.count = 0
+
+    def add(self, error: InvalidInput) -> None:
+        """Note one bad row."""
+        self.count += 1
+        if len(self.errors) < self._kept:
+            self.errors.append(error)
+
+    def raise_any(self) -> None:
+        """Raise one error that lists all that was noted, if anything was."""
+        if not self.errors:
+            return
+        lines = [error.message for error in self.errors]
+        if self.count > len(lines):
+            lines.append(f"… and {self.count - len(lines):,} more bad rows")
+        first = self.errors[0]
+        code = first.code if self.count == 1 else "bad_rows"
+        raise InvalidInput("\n".join(lines), code=code, param=first.param, hint=first.hint)
