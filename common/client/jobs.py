@@ -1,0 +1,227 @@
+"""`client.jobs`, and the `Job` that it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Unpack
+
+import httpx2
+from pydantic import PrivateAttr
+
+from common.client import requests
+from common.client.downloading import Downloader
+from common.client.errors import ApiError
+from common.client.pages import Page
+from common.client.requests import JobFields
+from common.client.sending import Progress
+from common.client.transport import Transport
+from common.client.watching import STREAM_TIMEOUT_S, Cursor, Patience, columns, opened
+from common.schemas.datasets import Dataset
+from common.schemas.jobs import TERMINAL, Artifact, Event, JobRead, Metric
+
+# `list` is a method below, so that inside the class the word is no type.
+Columns = dict[str, list[Any]]
+Events = list[Event]
+Metrics = list[Metric]
+Artifacts = list[Artifact]
+Paths = list[Path]
+
+
+class Job(JobRead):
+    """A job as it was when it was asked for; its methods ask again."""
+
+    _jobs: Jobs = PrivateAttr()
+
+    def refresh(self) -> Job:
+        """Return the job as it is now."""
+        return self._jobs.get(self.id)
+
+    def cancel(self) -> Job:
+        """Stop the job; what it trained so far is not published."""
+        return self._jobs.cancel(self.id)
+
+    def pause(self) -> Job:
+        """Stop the job at its next checkpoint, to be resumed."""
+        return self._jobs.pause(self.id)
+
+    def resume(self) -> Job:
+        """Queue the paused job again; it goes on from its last checkpoint."""
+        return self._jobs.resume(self.id)
+
+    def retry(self) -> Job:
+        """Queue the ended job's work once more."""
+        return self._jobs.retry(self.id)
+
+    def delete(self) -> None:
+        """Remove the ended job and its objects."""
+        self._jobs.delete(self.id)
+
+    def wait(self, timeout_s: float | None = None) -> Job:
+        """Return the job once it has ended; see `Jobs.wait`."""
+        return self._jobs.wait(self.id, timeout_s)
+
+    def watch(self, after: int = 0) -> Iterator[Event | Metric | Job]:
+        """Yield what happens to the job until it ends; see `Jobs.watch`."""
+        return self._jobs.watch(self.id, after)
+
+    def events(self, after: int = 0) -> Events:
+        """Return every event behind the cursor `after`."""
+        return self._jobs.events(self.id, after)
+
+    def metrics(self, kind: str = "train") -> Columns:
+        """Return the metrics of one kind, `train` or `eval`, as columns: `step` and each logged value."""
+        return columns(self._jobs.metrics(self.id), kind)
+
+    def artifacts(self) -> Artifacts:
+        """Return every published file with a fresh signed link."""
+        return self._jobs.artifacts(self.id)
+
+    def download(self, folder: str | Path, *, adapter_only: bool = False, on_progress: Progress | None = None) -> Paths:
+        """Fetch the published files into `folder`; see `Jobs.download`."""
+        return self._jobs.download(self.id, folder, adapter_only=adapter_only, on_progress=on_progress)
+
+
+class Jobs:
+    """The jobs of the key's tenant. Every method raises what `common.client.errors` draws."""
+
+    def __init__(self, transport: Transport):
+        self._transport = transport
+
+    def create(
+        self, model: str, dataset: str | Dataset, *, idempotency_key: str | None = None, **fields: Unpack[JobFields]
+    ) -> Job:
+        """Submit a job and return it. A broken connection does not make a second one.
+
+        Args:
+            model: hub id (`org/name[@revision]`) or a folder of the server's.
+            dataset: a URI, or what `client.datasets.upload` answered.
+            idempotency_key: one of your own makes the create the same across restarts of your program.
+            fields: the other fields of `POST /jobs`: hyperparameters, lora, suffix, …
+        """
+        return self._own(self._transport.send(requests.create_job(model, dataset, fields, idempotency_key)))
+
+    def list(
+        self,
+        *,
+        status: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+    ) -> Page[Job]:
+        """Return one page of jobs, newest first, of one status or with these labels."""
+        page = self._transport.send(requests.list_jobs(status, metadata, limit, after))
+        return Page([self._own(job) for job in page.data], page.has_more, page.next)
+
+    def get(self, job: str) -> Job:
+        """Return one job."""
+        return self._own(self._transport.send(requests.get_job(job)))
+
+    def cancel(self, job: str) -> Job:
+        """Stop a job; what it trained so far is not published."""
+        return self._act(job, "cancel")
+
+    def pause(self, job: str) -> Job:
+        """Stop a job at its next checkpoint, to be resumed."""
+        return self._act(job, "pause")
+
+    def resume(self, job: str) -> Job:
+        """Queue a paused job again; it goes on from its last checkpoint."""
+        return self._act(job, "resume")
+
+    def retry(self, job: str) -> Job:
+        """Queue an ended job's work once more."""
+        return self._act(job, "retry")
+
+    def delete(self, job: str) -> None:
+        """Remove an ended job and its objects."""
+        self._transport.send(requests.delete_job(job))
+
+    def wait(self, job: str, timeout_s: float | None = None) -> Job:
+        """Return the job once it has ended, in whichever way.
+
+        Raises:
+            TimeoutError: it has not ended after `timeout_s` seconds.
+        """
+        patience = Patience(timeout_s)
+        while True:
+            found = self._own(self._transport.send(requests.await_job(job, patience.left_s())))
+            if found.status in TERMINAL:
+                return found
+            self._transport.sleep(patience.pause_s(found))
+
+    def watch(self, job: str, after: int = 0) -> Iterator[Event | Metric | Job]:
+        """Yield events, metrics and changes of the job behind the cursor `after`, until it has ended.
+
+        Broken connections are made again where they broke: nothing is lost, nothing comes twice. The last thing
+        yielded is the ended job.
+        """
+        cursor = Cursor(self._transport.address.url, after, retries=self._transport.retries)
+        while not cursor.finished:
+            error: Exception | None = None
+            try:
+                yield from self._stream(job, cursor)
+            except (httpx2.TransportError, ApiError) as broken:
+                error = broken
+            if not cursor.finished:
+                self._transport.sleep(cursor.pause_s(error))
+
+    def _stream(self, job: str, cursor: Cursor) -> Iterator[Event | Metric | Job]:
+        path = requests.events_path(job)
+        with self._transport.stream(path, cursor.headers(), STREAM_TIMEOUT_S) as response:
+            if response.status_code >= 400:
+                response.read()
+            opened(response)
+            for message in httpx2.EventSource(response):
+                update = cursor.take(message, Job)
+                if isinstance(update, Job):
+                    update._jobs = self
+                if update is not None:
+                    yield update
+                if cursor.finished:
+                    return
+
+    def events(self, job: str, after: int = 0) -> Events:
+        """Return every event behind the cursor `after`, oldest first."""
+        found: Events = []
+        while True:
+            page = self._transport.send(requests.job_events(job, after))
+            found += page.data
+            if not page.has_more or page.next <= after:
+                return found
+            after = page.next
+
+    def metrics(self, job: str, after: int = 0) -> Metrics:
+        """Return every metric behind the cursor `after`, oldest first."""
+        found: Metrics = []
+        while True:
+            page = self._transport.send(requests.job_metrics(job, after))
+            found += page.data
+            if not page.has_more or page.next <= after:
+                return found
+            after = page.next
+
+    def artifacts(self, job: str) -> Artifacts:
+        """Return every published file with a fresh signed link."""
+        return self._transport.send(requests.job_artifacts(job)).data
+
+    def download(
+        self, job: str, folder: str | Path, *, adapter_only: bool = False, on_progress: Progress | None = None
+    ) -> Paths:
+        """Fetch the published files into `folder`, laid out by name, and return their paths.
+
+        Every file's SHA-256 is verified; a download that broke off goes on where it did; a file is never half there.
+        """
+        transport = self._transport
+        downloader = Downloader(
+            transport.address.url, lambda: self.artifacts(job), transport.retries, transport.sleep, on_progress
+        )
+        return downloader.fetch(Path(folder), adapter_only=adapter_only)
+
+    def _act(self, job: str, action: str) -> Job:
+        return self._own(self._transport.send(requests.act_on_job(job, action)))
+
+    def _own(self, read: JobRead) -> Job:
+        job = Job.model_construct(**dict(read))
+        job._jobs = self
+        return job

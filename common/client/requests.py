@@ -1,0 +1,156 @@
+"""Every route of the server that the client calls, as values; the resources only send them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+from pydantic import BaseModel
+
+from common.client.calls import Call, Nothing, delete, get, post, segment
+from common.client.sending import Progress, file_body
+from common.schemas.datasets import Dataset, DatasetList
+from common.schemas.jobs import ArtifactList, EventList, JobList, JobRead, MetricList
+from common.schemas.keys import KeyCreated, KeyList
+from common.schemas.workers import BaseModelList, Worker, WorkerList
+
+_UPLOAD_TIMEOUT_S = 600
+_LONG_POLL_S = 20
+
+Options = Mapping[str, Any] | BaseModel
+
+
+class JobFields(TypedDict, total=False):
+    """The optional fields of a job, as in the body of `POST /jobs`."""
+
+    validation_dataset: str | Dataset | None
+    method: str
+    suffix: str | None
+    hyperparameters: Options
+    lora: Options
+    quantization: Options | None
+    seed: int
+    priority: int
+    metadata: Mapping[str, str]
+    export: list[str]
+
+
+def create_job(model: str, dataset: str | Dataset, fields: JobFields, idempotency_key: str | None) -> Call[JobRead]:
+    """Return the create. Its key makes sending it twice the same as sending it once."""
+    body = {"model": model, "dataset": dataset, **fields}
+    return Call(
+        "POST",
+        "/jobs",
+        JobRead,
+        json={name: _plain(value) for name, value in body.items()},
+        headers={"idempotency-key": idempotency_key or uuid.uuid4().hex},
+        repeatable=True,
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Dataset):
+        return value.uri
+    if isinstance(value, BaseModel):
+        # Only what was set: a default of this version may be no default of the server's.
+        return value.model_dump(mode="json", exclude_unset=True)
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def list_jobs(
+    status: str | None, metadata: Mapping[str, str] | None, limit: int | None, after: str | None
+) -> Call[JobList]:
+    """Return the question for one page of jobs, newest first."""
+    labels = {f"metadata[{name}]": value for name, value in (metadata or {}).items()}
+    return get("/jobs", JobList, status=status, limit=limit, after=after, **labels)
+
+
+def get_job(job: str) -> Call[JobRead]:
+    """Return the question for one job."""
+    return get(f"/jobs/{segment(job)}", JobRead)
+
+
+def await_job(job: str, wait_s: float) -> Call[JobRead]:
+    """Return the question for one job that the server may hold back until something about it changes."""
+    held_s = int(max(0, min(_LONG_POLL_S, wait_s)))
+    path = f"/jobs/{segment(job)}"
+    return Call("GET", path, JobRead, {"wait": held_s or None}, repeatable=True, read_timeout_s=held_s + 30)
+
+
+def act_on_job(job: str, action: str) -> Call[JobRead]:
+    """Return a wish: cancel, pause, resume or retry. Only a second cancel is sure to mean what the first did."""
+    return post(f"/jobs/{segment(job)}/{action}", JobRead, repeatable=action == "cancel")
+
+
+def delete_job(job: str) -> Call[Nothing]:
+    """Return the removal of an ended job and its objects."""
+    return delete(f"/jobs/{segment(job)}")
+
+
+def job_events(job: str, after: int, limit: int | None = None) -> Call[EventList]:
+    """Return the question for the events behind the cursor `after`, oldest first."""
+    return get(events_path(job), EventList, after=after, limit=limit)
+
+
+def events_path(job: str) -> str:
+    """Return the path of a job's events, which is also that of its stream."""
+    return f"/jobs/{segment(job)}/events"
+
+
+def job_metrics(job: str, after: int) -> Call[MetricList]:
+    """Return the question for the metrics behind the cursor `after`, oldest first."""
+    return get(f"/jobs/{segment(job)}/metrics", MetricList, after=after)
+
+
+def job_artifacts(job: str) -> Call[ArtifactList]:
+    """Return the question for every published file with fresh signed links."""
+    return get(f"/jobs/{segment(job)}/artifacts", ArtifactList)
+
+
+def upload_dataset(path: Path, name: str | None, on_progress: Progress | None) -> Call[Dataset]:
+    """Return the upload of a file; raises InvalidInput for one that is absent or empty."""
+    body = file_body(path, name, on_progress)
+    return Call("POST", "/datasets", Dataset, upload=body, read_timeout_s=_UPLOAD_TIMEOUT_S)
+
+
+def list_datasets(limit: int | None, after: str | None) -> Call[DatasetList]:
+    """Return the question for one page of datasets, newest first."""
+    return get("/datasets", DatasetList, limit=limit, after=after)
+
+
+def delete_dataset(dataset: str) -> Call[Nothing]:
+    """Return the removal of a dataset; takes its id or its URI."""
+    return delete(f"/datasets/{segment(dataset.removeprefix('dataset:'))}")
+
+
+def list_base_models() -> Call[BaseModelList]:
+    """Return the question for the base models at hand."""
+    return get("/base-models", BaseModelList)
+
+
+def list_workers() -> Call[WorkerList]:
+    """Return the question for the workers."""
+    return get("/workers", WorkerList)
+
+
+def drain_worker(worker: str) -> Call[Worker]:
+    """Return the wish that a worker takes no further job."""
+    return post(f"/workers/{segment(worker)}/drain", Worker, repeatable=True)
+
+
+def create_key(name: str, tenant: str | None) -> Call[KeyCreated]:
+    """Return the create of a key; sent once, since its secret is shown once."""
+    body = {"name": name} if tenant is None else {"name": name, "tenant": tenant}
+    return Call("POST", "/keys", KeyCreated, json=body)
+
+
+def list_keys() -> Call[KeyList]:
+    """Return the question for the tenant's keys."""
+    return get("/keys", KeyList)
+
+
+def revoke_key(key: str) -> Call[Nothing]:
+    """Return the end of a key."""
+    return delete(f"/keys/{segment(key)}")

@@ -1,0 +1,151 @@
+"""The small resources of a client: datasets, base models, workers, keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common.client import requests
+from common.client.pages import Page
+from common.client.sending import Progress
+from common.client.transport import AsyncTransport, Transport
+from common.schemas.datasets import Dataset
+from common.schemas.keys import KeyCreated, KeyRead
+from common.schemas.workers import BaseModelInfo, Worker
+
+
+class Datasets:
+    """Uploaded datasets."""
+
+    def __init__(self, transport: Transport):
+        self._transport = transport
+
+    def upload(self, path: str | Path, *, name: str | None = None, on_progress: Progress | None = None) -> Dataset:
+        """Upload a file and return its dataset, which `jobs.create` takes as it is."""
+        return self._transport.send(requests.upload_dataset(Path(path), name, on_progress))
+
+    def list(self, *, limit: int | None = None, after: str | None = None) -> Page[Dataset]:
+        """Return one page of datasets, newest first."""
+        page = self._transport.send(requests.list_datasets(limit, after))
+        return Page(page.data, page.has_more, page.next)
+
+    def delete(self, dataset: str) -> None:
+        """Remove a dataset and its object; takes an id or a URI."""
+        self._transport.send(requests.delete_dataset(dataset))
+
+
+class BaseModels:
+    """Base models that the server holds."""
+
+    def __init__(self, transport: Transport):
+        self._transport = transport
+
+    def list(self) -> Page[BaseModelInfo]:
+        """Return the base models that need no hub."""
+        page = self._transport.send(requests.list_base_models())
+        return Page(page.data, page.has_more, page.next)
+
+
+class Workers:
+    """Worker processes."""
+
+    def __init__(self, transport: Transport):
+        self._transport = transport
+
+    def list(self) -> Page[Worker]:
+        """Return the workers with heartbeat, device, state and the base held."""
+        page = self._transport.send(requests.list_workers())
+        return Page(page.data, page.has_more, page.next)
+
+    def drain(self, worker: str) -> Worker:
+        """Let a worker finish or hand back its job and take no other."""
+        return self._transport.send(requests.drain_worker(worker))
+
+
+class Keys:
+    """API keys of the tenant."""
+
+    def __init__(self, transport: Transport):
+        self._transport = transport
+
+    def create(self, name: str, *, tenant: str | None = None) -> KeyCreated:
+        """Make a key; its `key` is shown this once."""
+        return self._transport.send(requests.create_key(name, tenant))
+
+    def list(self) -> Page[KeyRead]:
+        """Return the keys, without their secrets."""
+        page = self._transport.send(requests.list_keys())
+        return Page(page.data, page.has_more, page.next)
+
+    def revoke(self, key: str) -> None:
+        """End a key, by its id."""
+        self._transport.send(requests.revoke_key(key))
+
+
+class AsyncDatasets:
+    """Uploaded datasets."""
+
+    def __init__(self, transport: AsyncTransport):
+        self._transport = transport
+
+    async def upload(
+        self, path: str | Path, *, name: str | None = None, on_progress: Progress | None = None
+    ) -> Dataset:
+        """Upload a file and return its dataset, which `jobs.create` takes as it is."""
+        return await self._transport.send(requests.upload_dataset(Path(path), name, on_progress))
+
+    async def list(self, *, limit: int | None = None, after: str | None = None) -> Page[Dataset]:
+        """Return one page of datasets, newest first."""
+        page = await self._transport.send(requests.list_datasets(limit, after))
+        return Page(page.data, page.has_more, page.next)
+
+    async def delete(self, dataset: str) -> None:
+        """Remove a dataset and its object; takes an id or a URI."""
+        await self._transport.send(requests.delete_dataset(dataset))
+
+
+class AsyncBaseModels:
+    """Base models that the server holds."""
+
+    def __init__(self, transport: AsyncTransport):
+        self._transport = transport
+
+    async def list(self) -> Page[BaseModelInfo]:
+        """Return the base models that need no hub."""
+        page = await self._transport.send(requests.list_base_models())
+        return Page(page.data, page.has_more, page.next)
+
+
+class AsyncWorkers:
+    """Worker processes."""
+
+    def __init__(self, transport: AsyncTransport):
+        self._transport = transport
+
+    async def list(self) -> Page[Worker]:
+        """Return the workers with heartbeat, device, state and the base held."""
+        page = await self._transport.send(requests.list_workers())
+        return Page(page.data, page.has_more, page.next)
+
+    async def drain(self, worker: str) -> Worker:
+        """Let a worker finish or hand back its job and take no other."""
+        return await self._transport.send(requests.drain_worker(worker))
+
+
+class AsyncKeys:
+    """API keys of the tenant."""
+
+    def __init__(self, transport: AsyncTransport):
+        self._transport = transport
+
+    async def create(self, name: str, *, tenant: str | None = None) -> KeyCreated:
+        """Make a key; its `key` is shown this once."""
+        return await self._transport.send(requests.create_key(name, tenant))
+
+    async def list(self) -> Page[KeyRead]:
+        """Return the keys, without their secrets."""
+        page = await self._transport.send(requests.list_keys())
+        return Page(page.data, page.has_more, page.next)
+
+    async def revoke(self, key: str) -> None:
+        """End a key, by its id."""
+        await self._transport.send(requests.revoke_key(key))
