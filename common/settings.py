@@ -63,6 +63,7 @@ class Settings(BaseSettings):
 
     work_dir: Path = Field(Path(".tunery/work"), description="Folder for jobs that a worker is running.")
     trainer_module: str = Field("worker.trainer", description="Module that is started as the trainer process.")
+    preflight_module: str = Field("worker.trainer.check", description="Module that is started as the preflight check.")
     trainer_threads: int = Field(0, ge=0, description="CPU threads of a trainer; 0: the cores of the machine.")
     device: str = Field("auto", description="`auto`, `cpu` or `cuda:N`: where this worker's trainer runs.")
     worker_name: str = Field("", description="Name of this worker in lists; empty: host and process id.")
@@ -134,6 +135,12 @@ def trainer_environment() -> dict[str, str]:
     environment = {name: os.environ[name] for name in keep if name in os.environ}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     return environment | offline | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+
+
+def visible_cards() -> list[str] | None:
+    """Return the cards that CUDA_VISIBLE_DEVICES leaves to this process, or None where it does not say."""
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if value is None else [card.strip() for card in value.split(",") if card.strip()]
 
 
 def child_environment(values: dict[str, str]) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""Turns one job row into one published adapter."""

@@ -7,7 +7,6 @@ or an answer: a thread sends, and a broker that is away costs a log line.
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 from typing import Any
 
@@ -25,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 def celery_app(settings: Settings) -> Celery:
-    """Return the Celery app of this installation. Every setting here was measured; docs/decisions says what it avoids."""
+    """Return the Celery app of this installation. docs/decisions says what each setting avoids."""
     app = Celery("tunery", broker=settings.broker_url.get_secret_value())
     app.conf.update(
         # Early acknowledgement: late acks are delivered again after the visibility timeout while the job still runs.
@@ -77,40 +76,43 @@ class Doorbell:
 
     def __init__(self, settings: Settings):
         self._settings = settings
-        self._pending: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._waiting: set[str] = set()
-        self._lock = threading.Lock()
+        self._wanted: dict[str, int] = {}
+        self._changed = threading.Condition()
+        self._closing = False
         self._thread: threading.Thread | None = None
 
-    def ring(self, which: str) -> None:
-        """Ask for one message to `which`, soon. Asking again before it is sent changes nothing."""
-        with self._lock:
-            if self._thread is None:
+    def ring(self, which: str, times: int = 1) -> None:
+        """Ask for `times` messages to `which`, soon. Asking again before they are sent adds nothing."""
+        with self._changed:
+            self._wanted[which] = max(times, self._wanted.get(which, 0))
+            if self._thread is None and not self._closing:
                 self._thread = threading.Thread(target=self._run, name="doorbell", daemon=True)
                 self._thread.start()
-            if which not in self._waiting:
-                self._waiting.add(which)
-                self._pending.put(which)
+            self._changed.notify()
 
     def close(self, timeout_s: float = 6.0) -> None:
         """Send what is pending, as far as that takes no longer than `timeout_s`, and stop."""
-        with self._lock:
-            thread, self._thread = self._thread, None
-        if thread is not None:
-            self._pending.put(None)
-            thread.join(timeout_s)
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
 
     def _run(self) -> None:
         app = celery_app(self._settings)
-        while (which := self._pending.get()) is not None:
-            with self._lock:
-                self._waiting.discard(which)
-            self._send(app, which)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._wanted or self._closing)
+                if not self._wanted:
+                    break
+                which, times = self._wanted.popitem()
+            self._send(app, which, times)
         app.close()
 
     @staticmethod
-    def _send(app: Any, which: str) -> None:
+    def _send(app: Any, which: str, times: int) -> None:
         try:
-            app.send_task(f"tunery.{which}", queue=which, expires=_EXPIRES_S, retry=False, ignore_result=True)
+            for _ in range(times):
+                app.send_task(f"tunery.{which}", queue=which, expires=_EXPIRES_S, retry=False, ignore_result=True)
         except Exception as error:  # the broker's client raises many kinds; none of them may stop the bell
             _log.warning("the broker did not take the bell for %r (%s); the sweeper will ring again", which, error)

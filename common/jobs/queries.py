@@ -45,7 +45,7 @@ def shown(job: JobRow) -> JobRead:
         status=job.status,
         desired=job.desired,
         stage=job.stage,
-        step=job.step,  # type: ignore[arg-type]
+        step=job.step,
         max_steps=job.max_steps,
         loss=job.loss,
         tokens_per_s=job.tokens_per_s,
@@ -92,7 +92,7 @@ def events(session: Session, job_id: str, *, after: int = 0, limit: int = 100) -
     query = select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > after).order_by(EventRow.seq)
     found = list(session.scalars(query.limit(limit + 1)))
     data = [
-        Event(id=item.seq, at=moment(item.at), name=item.name, level=item.level, message=item.message, data=item.data)  # type: ignore[arg-type]
+        Event(id=item.seq, at=moment(item.at), name=item.name, level=item.level, message=item.message, data=item.data)
         for item in found[:limit]
     ]
     return EventList(data=data, has_more=len(found) > limit, next=data[-1].id if data else after)
@@ -110,7 +110,7 @@ def metrics(session: Session, job_id: str, *, after: int = 0, limit: int = 1000)
     query = select(MetricRow).join(latest, same).where(MetricRow.job_id == job_id, MetricRow.seq > after)
     found = list(session.scalars(query.order_by(MetricRow.seq).limit(limit + 1)))
     data = [
-        Metric(id=item.seq, at=moment(item.at), step=item.step, kind=item.kind, values=item.values)  # type: ignore[arg-type]
+        Metric(id=item.seq, at=moment(item.at), step=item.step, kind=item.kind, values=item.values)
         for item in found[:limit]
     ]
     return MetricList(data=data, has_more=len(found) > limit, next=data[-1].id if data else after)

@@ -123,7 +123,7 @@ class Store:
         with _translated(key):
             return int(self._client.head_object(Bucket=bucket or self.bucket, Key=key)["ContentLength"])
 
-    def list(self, prefix: str) -> Iterator[StoredObject]:
+    def objects(self, prefix: str) -> Iterator[StoredObject]:
         """Yield every object under `prefix`."""
         with _translated(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
@@ -144,7 +144,7 @@ class Store:
         """Remove everything under `prefix` (which must end in a slash) and return how many objects that were."""
         if not prefix.endswith("/"):
             raise ValueError(f"a prefix to remove must end in a slash: {prefix!r}")
-        keys = [item.key for item in self.list(prefix)]
+        keys = [item.key for item in self.objects(prefix)]
         self.delete(keys)
         return len(keys)
 

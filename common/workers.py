@@ -1,0 +1,61 @@
+"""Rows of workers: what each process says of itself, and who is still heard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
+
+from common.db.engine import db_now
+from common.db.rows import WorkerRow
+
+# A worker beats every BEAT_S; one that was not heard for SILENT_S is shown as gone, and its row leaves after FORGET_S.
+BEAT_S = 5.0
+SILENT_S = 30.0
+FORGET_S = 86_400.0
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a worker reports: its place, device, and what it is doing. `vram_bytes` is the card's whole memory."""
+
+    id: str
+    name: str
+    kind: str
+    device: str
+    device_name: str | None
+    vram_bytes: int | None
+    state: str
+    job_id: str | None = None
+    base_model: str | None = None
+
+
+def beat(session: Session, report: Beat) -> str:
+    """Write a worker's report and return what is wished of it: run or drain."""
+    values = dict(vars(report)) | {"heartbeat_at": db_now()}
+    changed = session.execute(
+        update(WorkerRow).where(WorkerRow.id == report.id).values(values).returning(WorkerRow.desired)
+    ).scalar_one_or_none()
+    if changed is not None:
+        return changed
+    now = session.scalar(select(db_now()))
+    session.add(WorkerRow(**vars(report), desired="run", started_at=now, heartbeat_at=now))
+    return "run"
+
+
+def leave(session: Session, worker_id: str) -> None:
+    """Note that a worker has ended in good order."""
+    session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(state="gone", job_id=None))
+
+
+def num_idle(session: Session, kind: str) -> int:
+    """Return how many workers of a kind were heard lately and have nothing to do."""
+    heard = WorkerRow.heartbeat_at > db_now() - SILENT_S
+    count = select(func.count()).where(WorkerRow.kind == kind, WorkerRow.state == "idle", heard)
+    return int(session.scalar(count) or 0)
+
+
+def forget_silent(session: Session) -> None:
+    """Remove the rows of workers that nobody has heard for a day."""
+    session.execute(delete(WorkerRow).where(WorkerRow.heartbeat_at < db_now() - FORGET_S))

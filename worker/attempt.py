@@ -1,0 +1,289 @@
+"""One attempt at one job: fetch, train in a child process, publish, settle.
+
+Whatever happens, exactly one of these ends it: `publish`, `fail`, `fault`, `release`, or, where the lease is lost,
+nothing at all: then the job is somebody else's.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from queue import Empty
+from typing import TypeVar
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
+
+from common.context import Context
+from common.db.rows import JobRow
+from common.errors import InfraError, InvalidInput, LeaseLost, UserError
+from common.jobs import lifecycle, queries
+from common.jobs.lifecycle import Claim, Event, Failure, Limits
+from worker import bases, fetch, publish
+from worker.child import Child
+from worker.heart import Heart, Interrupted
+from worker.recorder import Recorder
+from worker.trainer import protocol
+from worker.trainer.protocol import BaseRef, Checkpoint, Failed, Result, TrainSpec
+
+_POLL_S = 0.2
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Attempt:
+    """An attempt under `claim`, whose lease `heart` renews, in `folder`, on `device`."""
+
+    def __init__(self, context: Context, claim: Claim, heart: Heart, folder: Path, device: str):
+        self._context = context
+        self._settings = context.settings
+        self._claim = claim
+        self._heart = heart
+        self._folder = folder
+        self._device = device
+        self._limits = Limits(self._settings.crash_loop_attempts, self._settings.retry_max_s)
+        self._recorder = Recorder(context, claim)
+        self._uploads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="upload")
+        self._pending: list[Future[None]] = []
+        self._result: Result | None = None
+        self._failed: Failed | None = None
+        self.base_id: str | None = None
+
+    def run(self) -> None:
+        """Take the attempt to its end. Never raises: an error of this program is a fault of the attempt too."""
+        try:
+            self._run()
+        except LeaseLost as error:
+            _log.warning("%s: %s", self._claim.job_id, error.message)
+        except Exception:
+            # The lease runs out and the sweeper queues the job again.
+            _log.exception("%s: the attempt could not be settled", self._claim.job_id)
+        finally:
+            self._uploads.shutdown(wait=True, cancel_futures=True)
+
+    def _run(self) -> None:
+        try:
+            spec = self._fetch()
+            code = self._train(spec)
+            self._heart_or_stop()
+            self._settle(spec, code)
+        except Interrupted as stop:
+            self._release_for(stop.wish)
+        except UserError as error:
+            self._fail(Failure("user_error", error.code, error.message, error.hint, error.param))
+        except InfraError as error:
+            self._fault(Failure("infra", error.code, f"{error.message}."))
+        except OSError as error:
+            reason = "disk_full" if error.errno == errno.ENOSPC else "worker_io"
+            self._fault(Failure("infra", reason, f"The worker's disk failed: {error.strerror}."))
+
+    # ---- fetch -------------------------------------------------------------------------------------------------------
+
+    def _fetch(self) -> TrainSpec:
+        with self._context.read() as session:
+            job = queries.row(session, self._claim.tenant, self._claim.job_id)
+        alive = self._heart.check
+        train = fetch.dataset(self._context, job.tenant, job.spec["dataset"], self._folder, "train", alive)
+        if train.sha256 != job.dataset_sha256:
+            raise InvalidInput(
+                "dataset: its content changed after the job was checked",
+                code="dataset_changed",
+                param="dataset",
+                hint="Upload it with POST /datasets, which never changes.",
+            )
+        validation = job.spec.get("validation_dataset")
+        held_out = (
+            fetch.dataset(self._context, job.tenant, validation, self._folder, "validation", alive)
+            if validation
+            else None
+        )
+        base = self._base(job)
+        self.base_id = base.id
+        path = bases.fetch(base, self._settings, alive, weights=True)
+        spec = TrainSpec(
+            job_id=job.id,
+            attempt=self._claim.epoch,
+            job=job.spec,
+            base=BaseRef(str(path), base.id, base.revision),
+            train_file=train.file,
+            train_sha256=train.sha256,
+            validation_file=held_out.file if held_out else None,
+            resume_from=self._restore(),
+            device=self._device,
+            threads=self._settings.trainer_threads,
+            shrink=job.shrink,
+        )
+        spec.write(self._folder)
+        return spec
+
+    def _base(self, job: JobRow) -> bases.Base:
+        name = job.spec["model"].partition("@")[0]
+        if "/" not in name:
+            return bases.local(name, self._settings)
+        return bases.Base(str(job.base_id), job.base_revision)
+
+    def _restore(self) -> str | None:
+        """Fetch the highest checkpoint of any attempt that is whole; return its folder, relative to the run's."""
+        with self._context.read() as session:
+            known = queries.checkpoints(session, self._claim.job_id)
+        for found in known:
+            self._heart.check()
+            target = self._folder / "resume" / f"step-{found.step:08d}-a{found.epoch}"
+            if publish.restore(self._context.store, found.prefix, found.manifest_sha256, target):
+                self._recorder.event("job.restored", f"Going on from step {found.step}.", step=found.step)
+                return str(target.relative_to(self._folder))
+            shutil.rmtree(target, ignore_errors=True)
+            self._recorder.event(
+                "checkpoint.refused", f"The checkpoint at step {found.step} is not whole.", "warning", step=found.step
+            )
+        return None
+
+    # ---- train -------------------------------------------------------------------------------------------------------
+
+    def _train(self, spec: TrainSpec) -> int:
+        child = Child([self._settings.trainer_module, str(self._folder)], self._folder)
+        self._heart.on_renewed = lambda fence: child.say(do="deadline", monotonic=fence)
+        child.say(do="deadline", monotonic=self._heart.fence)
+        child.say(do="run")
+        try:
+            self._watch(child)
+        except BaseException:
+            child.kill()
+            raise
+        finally:
+            self._heart.on_renewed = lambda fence: None
+            code = child.wait()
+        if code not in (protocol.DONE, protocol.DRAINED):
+            _log.warning("%s: the trainer ended with %d:\n%s", spec.job_id, code, child.log_tail())
+        self._finish_uploads()
+        return code
+
+    def _watch(self, child: Child) -> None:
+        """Record what the child says, until it has no more to say; stop it when that is wished or it hangs."""
+        stop_by: float | None = None
+        step, step_at = -1, time.monotonic()
+        while True:
+            try:
+                message = child.messages.get(timeout=_POLL_S)
+            except Empty:
+                pass
+            else:
+                if message is None:
+                    return
+                self._hear(message)
+            now = time.monotonic()
+            if self._recorder.step != step:
+                step, step_at = self._recorder.step, now
+            stop_by = self._obey(child, stop_by, now)
+            if now - step_at > self._settings.progress_deadline_s:
+                self._failed = Failed("hung", f"No step for {self._settings.progress_deadline_s:.0f} s.")
+                child.kill()
+                step_at = now
+            self._recorder.flush_if_due()
+
+    def _obey(self, child: Child, stop_by: float | None, now: float) -> float | None:
+        """Do to the child what is wished; return the moment by which a child that was asked to stop must be gone."""
+        wish = self._heart.wish
+        if wish in ("cancel", "lost") or (stop_by is not None and now > stop_by):
+            child.kill()
+        elif wish in ("pause", "drain") and stop_by is None:
+            child.say(do="stop")
+            return now + self._settings.stop_grace_s
+        return stop_by
+
+    def _hear(self, message: protocol.Message) -> None:
+        if isinstance(message, Checkpoint):
+            self._pending.append(self._uploads.submit(self._keep, message))
+        elif isinstance(message, Result):
+            self._result = message
+        elif isinstance(message, Failed):
+            self._failed = message
+        else:
+            self._recorder.take(message)
+
+    def _keep(self, message: Checkpoint) -> None:
+        """Upload a checkpoint and record it; one that cannot be uploaded costs work if the worker dies, not the job."""
+        if self._heart.lost:
+            return
+        try:
+            kept = publish.checkpoint(self._context.store, self._claim, self._folder / message.folder)
+            self._write(
+                lambda session: lifecycle.checkpointed(
+                    session,
+                    self._claim,
+                    step=message.step,
+                    prefix=kept.prefix,
+                    manifest_sha256=kept.manifest_sha256,
+                    num_bytes=kept.bytes,
+                )
+            )
+        except (InfraError, OSError) as error:
+            _log.warning("%s: the checkpoint at step %d was not kept: %s", self._claim.job_id, message.step, error)
+
+    def _finish_uploads(self) -> None:
+        for pending in self._pending:
+            pending.result()
+        self._pending.clear()
+        self._recorder.flush()
+
+    # ---- settle ------------------------------------------------------------------------------------------------------
+
+    def _heart_or_stop(self) -> None:
+        if self._heart.lost:
+            raise LeaseLost(f"attempt {self._claim.epoch} lost its lease")
+        if self._heart.wish == "cancel":
+            raise Interrupted("cancel")
+
+    def _settle(self, spec: TrainSpec, code: int) -> None:
+        if code == protocol.DONE and self._result is not None:
+            self._publish(spec, self._result)
+        elif code == protocol.DRAINED or (code == -signal.SIGKILL and self._heart.wish in ("pause", "drain")):
+            self._release_for(self._heart.wish)
+        elif code in (protocol.BAD_INPUT, protocol.DIVERGED):
+            self._fail(self._failure("user_error" if code == protocol.BAD_INPUT else "diverged"))
+        else:
+            kinds = {protocol.OUT_OF_MEMORY: "oom", protocol.DISK_FULL: "infra", protocol.DEVICE_FAULT: "device"}
+            self._fault(self._failure(kinds.get(code, "crash"), code))
+
+    def _failure(self, kind: str, code: int = 0) -> Failure:
+        if self._failed is not None:
+            return Failure(kind, self._failed.code, self._failed.message, self._failed.hint, self._failed.param)
+        ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return Failure(kind, "trainer_died", f"The trainer ended with {ended}.")
+
+    def _publish(self, spec: TrainSpec, result: Result) -> None:
+        self._recorder.stage("publish")
+        published = publish.artifacts(self._context.store, self._claim, spec, self._folder / "out", result.report)
+        self._heart_or_stop()
+        self._write(lambda session: lifecycle.publish(session, self._claim, published, result.report))
+
+    def _fail(self, failure: Failure) -> None:
+        self._write(lambda session: lifecycle.fail(session, self._claim, failure))
+
+    def _fault(self, failure: Failure) -> None:
+        self._write(lambda session: lifecycle.fault(session, self._claim, failure, self._limits))
+
+    def _release_for(self, wish: str) -> None:
+        if wish == "lost":
+            raise LeaseLost(f"attempt {self._claim.epoch} lost its lease")
+        event = Event("job.released", "The worker is leaving; the job goes on from its last checkpoint.")
+        self._write(lambda session: lifecycle.release(session, self._claim, event))
+
+    def _write(self, change: Callable[[Session], T]) -> T:
+        """Run `change` in a transaction; while the database is away try again, until the fence ends the attempt."""
+        while True:
+            try:
+                with self._context.write() as session:
+                    return change(session)
+            except (DBAPIError, PoolTimeout) as error:
+                if self._heart.lost:
+                    raise LeaseLost("the lease ended while the database was away") from error
+                _log.warning("%s: the database is away (%s)", self._claim.job_id, type(error).__name__)
+                time.sleep(_POLL_S)

@@ -1,0 +1,186 @@
+"""Base models: a folder under `TUNERY_MODEL_DIR`, or a hub id that is pinned to a revision.
+
+Only this process talks to the hub, with the operator's token; the trainer gets a folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from tqdm import tqdm
+
+from common.errors import InfraError, InvalidInput
+from common.settings import Settings
+
+# Never *.bin, *.pt or *.py: a pickle runs code when it is loaded.
+_TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+_WEIGHT_FILES = (*_TOKENIZER_FILES, "*.safetensors")
+_PARAM = "model"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model: the public id and revision that an adapter names, and its folder where it has a fixed one."""
+
+    id: str
+    revision: str | None
+    folder: Path | None = None
+
+
+def resolve(model: str, settings: Settings) -> Base:
+    """Return the base that `model` names, with a hub id pinned to the commit that its revision means now.
+
+    Raises:
+        InvalidInput: there is no such base, or the operator's token may not read it.
+        InfraError: the hub does not answer.
+    """
+    name, _, revision = model.partition("@")
+    if "/" not in name:
+        return local(name, settings)
+    with hub_errors(model):
+        found = hub(settings).model_info(name, revision=revision or None)
+    files = [item.rfilename for item in found.siblings or ()]
+    if not any(file.endswith(".safetensors") for file in files):
+        raise InvalidInput(
+            f"model: {name} has no safetensors weights",
+            param=_PARAM,
+            code="base_not_safetensors",
+            hint="Pickle weights run code when they are loaded. Choose a repository or a revision with "
+            "*.safetensors, or convert it.",
+        )
+    return Base(name, found.sha)
+
+
+def local(name: str, settings: Settings) -> Base:
+    """Return the base in the folder `name` under `TUNERY_MODEL_DIR`.
+
+    Raises:
+        InvalidInput: there is no such folder; the message lists those that there are.
+    """
+    folder = (settings.model_dir / name).resolve() if settings.model_dir else None
+    if folder is None or not (folder / "config.json").is_file():
+        raise InvalidInput(
+            f"model: there is no base model {name!r} on this server",
+            param=_PARAM,
+            code="base_not_found",
+            hint=_choices(settings),
+        )
+    card = folder / "tunery.json"
+    public: dict[str, Any] = json.loads(card.read_text()) if card.is_file() else {}
+    return Base(public.get("id") or name, public.get("revision"), folder)
+
+
+def names(settings: Settings) -> list[str]:
+    """Return the names of the folders under `TUNERY_MODEL_DIR` that hold a model."""
+    if settings.model_dir is None or not settings.model_dir.is_dir():
+        return []
+    return sorted(found.parent.name for found in settings.model_dir.glob("*/config.json"))
+
+
+def fetch(base: Base, settings: Settings, alive: Callable[[], None], *, weights: bool) -> Path:
+    """Return a folder with the base's files, from the cache or the hub; without `weights`, what a tokenizer needs."""
+    if base.folder is not None:
+        return base.folder
+    patterns = list(_WEIGHT_FILES if weights else _TOKENIZER_FILES)
+    with hub_errors(base.id):
+        return Path(
+            str(
+                snapshot_download(
+                    base.id,
+                    revision=base.revision,
+                    cache_dir=cache(settings),
+                    endpoint=settings.hf_endpoint,
+                    token=token(settings),
+                    allow_patterns=patterns,
+                    tqdm_class=interruptible(alive),
+                    max_workers=4,
+                )
+            )
+        )
+
+
+def cache(settings: Settings) -> Path:
+    """Return the folder that downloads from the hub are kept in, shared by the workers of a machine."""
+    return settings.hf_cache or settings.work_dir / "hub"
+
+
+def interruptible(alive: Callable[[], None]) -> Any:
+    """Return a silent progress bar that calls `alive` at each chunk: the library offers no other way to stop it."""
+
+    class Watched(tqdm):
+        def __init__(self, *arguments: Any, **options: Any):
+            options.pop("name", None)
+            super().__init__(*arguments, **{**options, "disable": True})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            alive()
+            return super().update(n)
+
+    return Watched
+
+
+def hub(settings: Settings) -> HfApi:
+    """Return the hub's client, with the operator's token."""
+    return HfApi(endpoint=settings.hf_endpoint, token=token(settings))
+
+
+def token(settings: Settings) -> str | bool:
+    """Return the operator's hub token, or False for none."""
+    # False and not None: None would read a token from the home folder of whoever runs the worker.
+    return settings.hf_token.get_secret_value() if settings.hf_token else False
+
+
+@contextmanager
+def hub_errors(what: str, param: str = _PARAM) -> Iterator[None]:
+    """Turn the hub's errors into ours; `what` is named in the message, `param` is the field to mend."""
+    try:
+        yield
+    except GatedRepoError as error:
+        raise InvalidInput(
+            f"{what} is gated on the hub",
+            code="base_gated",
+            param=param,
+            hint="Ask the operator to accept its licence and to set TUNERY_HF_TOKEN.",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise InvalidInput(
+            f"{what} has no such revision on the hub",
+            code="base_not_found",
+            param=param,
+            hint="Use a branch, tag or commit that exists.",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise InvalidInput(
+            f"{what} is not on the hub, or this server may not see it",
+            code="base_not_found",
+            param=param,
+            hint="Check the spelling; a private one needs the operator's token.",
+        ) from error
+    except OfflineModeIsEnabled as error:
+        raise InvalidInput(
+            f"{what}: this server does not use the hub",
+            code="hub_offline",
+            param=param,
+            hint="Name a base model of the server: GET /base-models lists them.",
+        ) from error
+    except (HfHubHTTPError, HTTPError) as error:
+        raise InfraError(f"the hub does not answer for {what} ({type(error).__name__})", code="hub_away") from error
+
+
+def _choices(settings: Settings) -> str:
+    found: Sequence[str] = names(settings)
+    return f"There are: {', '.join(found)}." if found else "The operator can put one under TUNERY_MODEL_DIR."

@@ -1,0 +1,164 @@
+"""Fetching a dataset by HTTPS without being used against the operator's own network.
+
+A name is resolved once; every address that it has must be public (or in the operator's list of networks); the
+connection goes to that very address, while TLS still checks the name; each redirect is checked from the start.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urljoin, urlsplit
+
+import urllib3
+
+from common.errors import InfraError, InvalidInput, TooLarge
+from common.settings import Settings
+
+_REDIRECTS_MAX = 5
+_CHUNK_BYTES = 1 << 20
+_PARAM = "dataset"
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def download(url: str, path: Path, settings: Settings, alive: Callable[[], None]) -> str:
+    """Write the content behind `url` to `path` and return the last URL of the redirects.
+
+    Args:
+        alive: called at each chunk; what it raises ends the download.
+
+    Raises:
+        InvalidInput: the address is not allowed, or the server answers with a refusal.
+        TooLarge: more than `max_dataset_bytes`.
+        InfraError: the server cannot be reached, or fails.
+    """
+    for _ in range(_REDIRECTS_MAX + 1):
+        response = _get(url, settings)
+        try:
+            target = response.get_redirect_location()
+            if not target:
+                _save(response, path, settings, alive)
+                return url
+            url = urljoin(url, target)
+        finally:
+            response.close()
+    raise InvalidInput(
+        f"{_PARAM}: more than {_REDIRECTS_MAX} redirects",
+        param=_PARAM,
+        code="dataset_redirects",
+        hint="Give the address that the redirects lead to.",
+    )
+
+
+def public_address(host: str, port: int, settings: Settings) -> Address:
+    """Resolve `host` and return an address of it that may be connected to.
+
+    Raises:
+        InvalidInput: one of its addresses is private, loopback, link-local, multicast or reserved.
+        InfraError: the name cannot be resolved now.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        raise InfraError(f"the host {host!r} of the dataset cannot be resolved", code="dataset_host_unknown") from error
+    addresses = [ipaddress.ip_address(str(item[4][0]).split("%")[0]) for item in found]
+    for address in addresses:
+        if not _allowed(address, settings):
+            raise InvalidInput(
+                f"{_PARAM}: the host {host!r} leads to {address}, which is not a public address",
+                param=_PARAM,
+                code="private_address",
+                hint="Upload the file with POST /datasets, or ask the operator to list the network in "
+                "TUNERY_FETCH_NETWORKS.",
+            )
+    return addresses[0]
+
+
+def _allowed(address: Address, settings: Settings) -> bool:
+    embedded = _embedded_v4(address)
+    if embedded is not None:
+        return _allowed(embedded, settings)
+    networks = [ipaddress.ip_network(network) for network in settings.fetch_networks]
+    if any(address in network for network in networks if network.version == address.version):
+        return True
+    return address.is_global and not address.is_multicast
+
+
+def _embedded_v4(address: Address) -> ipaddress.IPv4Address | None:
+    """Return the IPv4 address that an IPv6 one stands for: mapped, 6to4, Teredo or NAT64."""
+    if not isinstance(address, ipaddress.IPv6Address):
+        return None
+    if address.ipv4_mapped or address.sixtofour:
+        return address.ipv4_mapped or address.sixtofour
+    if address.teredo:
+        return address.teredo[1]
+    if address in ipaddress.ip_network("64:ff9b::/96"):
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return None
+
+
+def _get(url: str, settings: Settings) -> urllib3.BaseHTTPResponse:
+    parts = urlsplit(url)
+    if parts.scheme != "https" or not parts.hostname:
+        raise InvalidInput(
+            f"{_PARAM}: {parts.scheme or 'no scheme'} is not fetched, only https",
+            param=_PARAM,
+            code="dataset_scheme",
+            hint="Use an https:// address.",
+        )
+    host, port = parts.hostname, parts.port or 443
+    address = public_address(host, port, settings)
+    pool = urllib3.HTTPSConnectionPool(
+        str(address),
+        port,
+        server_hostname=host,
+        assert_hostname=host,
+        cert_reqs="CERT_REQUIRED",
+        ca_certs=str(settings.ca_bundle) if settings.ca_bundle else None,
+        timeout=urllib3.Timeout(connect=10, read=60),
+        retries=False,
+        maxsize=1,
+    )
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    headers = {"Host": parts.netloc.rpartition("@")[2], "Accept-Encoding": "identity", "User-Agent": "tunery"}
+    try:
+        return pool.urlopen("GET", target, headers=headers, redirect=False, preload_content=False)
+    except urllib3.exceptions.SSLError as error:
+        raise InvalidInput(
+            f"{_PARAM}: the certificate of {host!r} was not accepted",
+            param=_PARAM,
+            code="dataset_certificate",
+            hint="Ask the operator about TUNERY_CA_BUNDLE.",
+        ) from error
+    except urllib3.exceptions.HTTPError as error:
+        raise InfraError(f"the host {host!r} of the dataset does not answer", code="dataset_host_away") from error
+
+
+def _save(response: urllib3.BaseHTTPResponse, path: Path, settings: Settings, alive: Callable[[], None]) -> None:
+    if response.status >= 500 or response.status == 429:
+        raise InfraError(f"the dataset's server answers {response.status}", code="dataset_host_away")
+    if response.status != 200:
+        raise InvalidInput(
+            f"{_PARAM}: the server answers {response.status}",
+            param=_PARAM,
+            code="dataset_unreachable",
+            hint="Open the address without being logged in; a signed link may have ended.",
+        )
+    received = 0
+    try:
+        with path.open("wb") as file:
+            for chunk in response.stream(_CHUNK_BYTES, decode_content=False):
+                alive()
+                received += len(chunk)
+                if received > settings.max_dataset_bytes:
+                    raise TooLarge(
+                        f"{_PARAM}: more than {settings.max_dataset_bytes} bytes",
+                        param=_PARAM,
+                        hint="Split it, or ask the operator about TUNERY_MAX_DATASET_BYTES.",
+                    )
+                file.write(chunk)
+    except urllib3.exceptions.HTTPError as error:
+        raise InfraError("the download of the dataset broke off", code="dataset_host_away") from error

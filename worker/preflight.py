@@ -1,0 +1,170 @@
+"""The work of a preflight worker: check a job on the CPU before a GPU is asked for.
+
+Pins the base model to a revision and the dataset to its hash; every row is parsed and tokenised in a child process
+with bounded memory and time.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from queue import Empty
+
+from sqlalchemy.exc import DBAPIError
+
+from common.context import Context
+from common.errors import InfraError, LeaseLost, UserError
+from common.jobs import doorbell, lifecycle, queries
+from common.jobs.lifecycle import Claim, Failure, Limits
+from worker import bases, fetch
+from worker.child import Child
+from worker.heart import Heart, Interrupted
+from worker.trainer import protocol
+from worker.trainer.protocol import BaseRef, Failed, Result, TrainSpec
+from worker.workplace import Device, Workplace
+
+_POLL_S = 0.2
+_log = logging.getLogger(__name__)
+
+
+class Preflight:
+    """Checks jobs."""
+
+    kind = doorbell.PREFLIGHT
+
+    def claim(self, context: Context, worker_id: str) -> Claim | None:
+        """Claim the next job that waits for its check."""
+        with context.write() as session:
+            return lifecycle.claim_preflight(session, worker_id, context.settings.lease_s)
+
+    def run(self, context: Context, claim: Claim, heart: Heart, workplace: Workplace, device: Device) -> None:
+        """Check one job and accept, reject or postpone it."""
+        try:
+            with workplace.job(claim) as folder:
+                _Check(context, claim, heart, folder).run()
+        except (LeaseLost, Interrupted) as error:
+            _log.info("%s: the check was given up (%s)", claim.job_id, error)
+        except DBAPIError as error:
+            _log.warning("%s: the check could not be recorded (%s)", claim.job_id, type(error).__name__)
+        except Exception:
+            # The lease runs out and the sweeper rings again.
+            _log.exception("%s: the check broke", claim.job_id)
+
+
+class _Check:
+    def __init__(self, context: Context, claim: Claim, heart: Heart, folder: Path):
+        self._context = context
+        self._claim = claim
+        self._heart = heart
+        self._folder = folder
+        self._limits = Limits(context.settings.crash_loop_attempts, context.settings.retry_max_s)
+
+    def run(self) -> None:
+        try:
+            spec = self._fetch()
+            answer = self._ask(spec)
+        except UserError as error:
+            self._reject(Failure("user_error", error.code, error.message, error.hint, error.param))
+        except InfraError as error:
+            self._postpone(Failure("infra", error.code, f"{error.message}."))
+        else:
+            self._settle(spec, answer)
+
+    def _fetch(self) -> TrainSpec:
+        context, alive = self._context, self._heart.check_mere_life
+        with context.read() as session:
+            job = queries.row(session, self._claim.tenant, self._claim.job_id)
+        base = bases.resolve(job.spec["model"], context.settings)
+        path = bases.fetch(base, context.settings, alive, weights=False)
+        train = fetch.dataset(context, job.tenant, job.spec["dataset"], self._folder, "train", alive)
+        validation = job.spec.get("validation_dataset")
+        held_out = (
+            fetch.dataset(context, job.tenant, validation, self._folder, "validation", alive) if validation else None
+        )
+        spec = TrainSpec(
+            job_id=job.id,
+            attempt=self._claim.epoch,
+            job=job.spec,
+            base=BaseRef(str(path), base.id, base.revision),
+            train_file=train.file,
+            train_sha256=train.sha256,
+            validation_file=held_out.file if held_out else None,
+            device="cpu",
+        )
+        spec.write(self._folder)
+        return spec
+
+    def _ask(self, spec: TrainSpec) -> Result | Failure:
+        """Run the check as a child; return its report, or why it says no, or how it died."""
+        settings = self._context.settings
+        child = Child(
+            [settings.preflight_module, str(self._folder)],
+            self._folder,
+            address_space_bytes=settings.preflight_memory_bytes,
+        )
+        try:
+            answer, late = self._listen(child, time.monotonic() + settings.preflight_timeout_s)
+        except BaseException:
+            child.kill()
+            raise
+        finally:
+            code = child.wait()
+        if late:
+            return Failure(
+                "user_error",
+                "check_too_long",
+                f"dataset: the check did not end within {settings.preflight_timeout_s:.0f} s",
+                "Split the dataset.",
+                "dataset",
+            )
+        if isinstance(answer, Failed) and code == protocol.BAD_INPUT:
+            return Failure("user_error", answer.code, answer.message, answer.hint, answer.param)
+        if isinstance(answer, Result) and code == protocol.DONE:
+            return answer
+        _log.warning("%s: the check ended with %d:\n%s", spec.job_id, code, child.log_tail())
+        return Failure(
+            "crash",
+            "check_died",
+            f"The check of the dataset died (exit code {code}).",
+            "A row may need more memory than the operator allows.",
+            "dataset",
+        )
+
+    def _listen(self, child: Child, deadline: float) -> tuple[Result | Failed | None, bool]:
+        answer: Result | Failed | None = None
+        while True:
+            self._heart.check_mere_life()
+            if time.monotonic() > deadline:
+                child.kill()
+                return None, True
+            try:
+                message = child.messages.get(timeout=_POLL_S)
+            except Empty:
+                continue
+            if message is None:
+                return answer, False
+            if isinstance(message, Result | Failed):
+                answer = message
+
+    def _settle(self, spec: TrainSpec, answer: Result | Failure) -> None:
+        if isinstance(answer, Failure):
+            (self._reject if answer.kind == "user_error" else self._postpone)(answer)
+            return
+        with self._context.write() as session:
+            lifecycle.accept(
+                session,
+                self._claim,
+                base_id=spec.base.id,
+                base_revision=spec.base.revision,
+                dataset_sha256=spec.train_sha256,
+                report=answer.report,
+            )
+
+    def _reject(self, failure: Failure) -> None:
+        with self._context.write() as session:
+            lifecycle.reject(session, self._claim, failure)
+
+    def _postpone(self, failure: Failure) -> None:
+        with self._context.write() as session:
+            lifecycle.postpone(session, self._claim, failure, self._limits)

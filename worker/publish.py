@@ -1,0 +1,114 @@
+"""From the working folder to the store: checkpoints and artifacts, each under its attempt's own prefix, and each with
+its manifest last, so that what lies there without a manifest was never published."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import InfraError, NotFound
+from common.jobs.lifecycle import Claim, Published
+from common.storage import keys
+from common.storage.store import Store, sha256_of
+from worker.trainer.protocol import MANIFEST_FILE, TrainSpec
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """A checkpoint in the store: its prefix, the hash of its manifest, and its size in bytes."""
+
+    prefix: str
+    manifest_sha256: str
+    bytes: int
+
+
+def checkpoint(store: Store, claim: Claim, folder: Path) -> Uploaded:
+    """Upload a complete checkpoint, its manifest last."""
+    prefix = keys.checkpoint(claim.tenant, claim.job_id, claim.epoch, folder.name)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    manifest = folder / MANIFEST_FILE
+    for path in [*(path for path in files if path != manifest), manifest]:
+        store.put_file(prefix + path.relative_to(folder).as_posix(), path)
+    return Uploaded(prefix, sha256_of(manifest), sum(path.stat().st_size for path in files))
+
+
+def restore(store: Store, prefix: str, manifest_sha256: str, folder: Path) -> bool:
+    """Download a checkpoint into `folder` and return whether it is whole: every file of its manifest, hash by hash."""
+    folder.mkdir(parents=True)
+    try:
+        manifest = store.get_bytes(prefix + MANIFEST_FILE)
+        if hashlib.sha256(manifest).hexdigest() != manifest_sha256:
+            return False
+        for name, entry in json.loads(manifest)["files"].items():
+            store.get_file(prefix + name, folder / name)
+            if sha256_of(folder / name) != entry["sha256"]:
+                return False
+    except NotFound:
+        return False
+    (folder / MANIFEST_FILE).write_bytes(manifest)
+    return True
+
+
+def artifacts(store: Store, claim: Claim, spec: TrainSpec, out: Path, report: dict[str, Any]) -> Published:
+    """Upload everything under `out`, the adapter as one archive, and the manifest last.
+
+    Raises:
+        InfraError: the trainer wrote no adapter.
+    """
+    if not (out / "adapter" / "adapter_model.safetensors").is_file():
+        raise InfraError("the trainer ended without an adapter", code="no_adapter")
+    prefix = keys.attempt(claim.tenant, claim.job_id, claim.epoch)
+    archive = archive_folder(out / "adapter", out.parent / keys.ADAPTER_ARCHIVE)
+    entries = [
+        _put(store, prefix, path, path.relative_to(out).as_posix()) for path in sorted(out.rglob("*")) if path.is_file()
+    ]
+    packed = _put(store, prefix, archive, keys.ADAPTER_ARCHIVE)
+    body = json.dumps(
+        {
+            "job_id": claim.job_id,
+            "attempt": claim.epoch,
+            "spec": spec.job,
+            "base": vars(spec.base) | {"path": None},
+            "dataset_sha256": spec.train_sha256,
+            "versions": report.get("versions", {}),
+            "files": [_public(entry) for entry in entries],
+            "archive": _public(packed),
+        },
+        indent=1,
+        sort_keys=True,
+    ).encode()
+    store.put_bytes(prefix + keys.MANIFEST, body)
+    digest = hashlib.sha256(body).hexdigest()
+    manifest = {"name": keys.MANIFEST, "key": prefix + keys.MANIFEST, "bytes": len(body), "sha256": digest}
+    return Published(prefix + keys.MANIFEST, digest, [*entries, manifest])
+
+
+def archive_folder(folder: Path, target: Path) -> Path:
+    """Write `folder` as a .tar.gz whose bytes depend on nothing but its files: no time, owner or order of the disk."""
+    with (
+        target.open("wb") as raw,
+        gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="", compresslevel=1) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                item = tarfile.TarInfo(path.relative_to(folder.parent).as_posix())
+                item.size, item.mode = path.stat().st_size, 0o644
+                with path.open("rb") as stream:
+                    tar.addfile(item, stream)
+    return target
+
+
+def _put(store: Store, prefix: str, path: Path, name: str) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": name, "key": prefix + name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    store.put_file(entry["key"], path)
+    return entry
+
+
+def _public(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name != "key"}

@@ -1,0 +1,108 @@
+"""The sweeper: what nobody else does if nobody is there. Expires leases and rings again for work that waits.
+
+Any number may run; a lease in the database lets one of them lead. Neither Celery's beat nor its ETA: both would put
+truth into the broker.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
+
+from common import workers
+from common.context import Context
+from common.db.engine import db_now
+from common.db.rows import IdempotencyRow, JobRow, LeaderRow
+from common.jobs import doorbell, lifecycle
+
+_NAME = "sweeper"
+SWEEPS_PER_LEASE = 4
+# A bell that was lost is repeated after so long.
+RING_S = 5.0
+IDEMPOTENCY_S = 86_400.0
+_log = logging.getLogger(__name__)
+
+
+class Sweeper:
+    """One sweeping process."""
+
+    def __init__(self, context: Context):
+        self._context = context
+        self._holder = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+        self._period_s = min(context.settings.lease_s / SWEEPS_PER_LEASE, RING_S)
+        self.stopped = threading.Event()
+
+    def run(self) -> None:
+        """Sweep until `stopped` is set."""
+        while not self.stopped.is_set():
+            try:
+                if self.leads():
+                    self.sweep()
+            except (DBAPIError, PoolTimeout) as error:
+                _log.warning("the database does not answer (%s)", type(error).__name__)
+            self.stopped.wait(self._period_s)
+        self.resign()
+
+    def leads(self) -> bool:
+        """Take or keep the lead; return whether this process has it. It lasts three sweeps."""
+        until = db_now() + 3 * self._period_s
+        mine_or_free = (LeaderRow.holder == self._holder) | (LeaderRow.expires_at < db_now())
+        with self._context.write() as session:
+            changed = session.execute(
+                update(LeaderRow)
+                .where(LeaderRow.name == _NAME, mine_or_free)
+                .values(holder=self._holder, expires_at=until)
+                .returning(LeaderRow.name)
+            ).one_or_none()
+            if changed is not None:
+                return True
+            if session.scalar(select(LeaderRow.name).where(LeaderRow.name == _NAME)) is not None:
+                return False
+        try:
+            with self._context.write() as session:
+                session.execute(insert(LeaderRow).values(name=_NAME, holder=self._holder, expires_at=until))
+        except IntegrityError:
+            return False
+        return True
+
+    def resign(self) -> None:
+        """Give the lead up, so that another process need not wait for its end."""
+        try:
+            with self._context.write() as session:
+                session.execute(delete(LeaderRow).where(LeaderRow.name == _NAME, LeaderRow.holder == self._holder))
+        except (DBAPIError, PoolTimeout) as error:
+            _log.warning("the lead could not be given up (%s)", type(error).__name__)
+
+    def sweep(self) -> None:
+        """Expire what is late, ring for what waits, forget what is old."""
+        with self._context.read() as session:
+            late = list(session.scalars(select(JobRow.id).where(JobRow.lease_expires_at < db_now())))
+        for job_id in late:
+            with self._context.write() as session:
+                if status := lifecycle.expire(session, job_id):
+                    _log.warning("%s: the lease ended; the job is %s", job_id, status)
+        with self._context.read() as session:
+            rings = _waiting(session)
+        for which, times in rings.items():
+            self._context.doorbell.ring(which, times)
+        with self._context.write() as session:
+            workers.forget_silent(session)
+            session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < db_now() - IDEMPOTENCY_S))
+
+
+def _waiting(session: Session) -> dict[str, int]:
+    """Return how often each bell is to be rung: once per idle worker, as far as there is work for them."""
+    rings: dict[str, int] = {}
+    for which, status in ((doorbell.PREFLIGHT, "validating"), (doorbell.TRAIN, "queued")):
+        due = (JobRow.status == status) & (JobRow.not_before <= db_now()) & JobRow.lease_expires_at.is_(None)
+        num_idle = max(1, workers.num_idle(session, which))
+        if waiting := len(list(session.scalars(select(JobRow.id).where(due).limit(num_idle)))):
+            rings[which] = waiting
+    return rings

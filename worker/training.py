@@ -1,0 +1,32 @@
+"""The work of a GPU worker: claim a queued job, run an attempt at it."""
+
+from __future__ import annotations
+
+from common.context import Context
+from common.jobs import doorbell, lifecycle
+from common.jobs.lifecycle import Claim
+from worker.attempt import Attempt
+from worker.heart import Heart
+from worker.workplace import Device, Workplace
+
+
+class Training:
+    """Trains."""
+
+    kind = doorbell.TRAIN
+
+    def __init__(self) -> None:
+        self._held_base: str | None = None
+
+    def claim(self, context: Context, worker_id: str) -> Claim | None:
+        """Claim the best queued job; one whose base lies here already comes first among the fresh ones."""
+        with context.write() as session:
+            return lifecycle.claim(session, worker_id, context.settings.lease_s, self._held_base)
+
+    def run(self, context: Context, claim: Claim, heart: Heart, workplace: Workplace, device: Device) -> str | None:
+        """Run one attempt and return the base that it used."""
+        with workplace.job(claim) as folder:
+            attempt = Attempt(context, claim, heart, folder, device.device)
+            attempt.run()
+        self._held_base = attempt.base_id or self._held_base
+        return self._held_base

@@ -1,0 +1,102 @@
+"""A worker's place on disk and its devices: one folder per running job, removed when the job leaves the machine."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import InfraError
+from common.jobs.lifecycle import Claim
+from common.settings import Settings, visible_cards
+
+_LOCK = ".lock"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a worker's trainer runs; `vram_bytes` is the whole memory of the card."""
+
+    device: str
+    name: str | None = None
+    vram_bytes: int | None = None
+
+
+def find_device(wanted: str) -> Device:
+    """Return the device that `wanted` (auto, cpu or cuda:N) means on this machine, without importing torch."""
+    cards = [] if wanted == "cpu" else _cards()
+    if not cards:
+        return Device("cpu" if wanted == "auto" else wanted)
+    index = int(wanted.partition(":")[2] or 0)
+    if index >= len(cards):
+        raise InfraError(f"TUNERY_DEVICE is {wanted}, and this machine shows {len(cards)} cards", code="no_such_device")
+    name, mebibytes = cards[index]
+    return Device(f"cuda:{index}", name, mebibytes * 2**20)
+
+
+def _cards() -> list[tuple[str, int]]:
+    """Return (name, memory in MiB) of each visible card, in the order that CUDA_VISIBLE_DEVICES leaves."""
+    visible = visible_cards()
+    if visible == []:
+        return []
+    # nvidia-smi does not heed CUDA_VISIBLE_DEVICES by itself.
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    query += ["--id", ",".join(visible)] if visible else []
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [(name.strip(), int(memory)) for name, _, memory in (line.rpartition(",") for line in lines)]
+
+
+class Workplace:
+    """The folder of one worker process, held by a file lock; the folders of dead workers are cleared at the start."""
+
+    def __init__(self, settings: Settings):
+        self.id = f"{settings.worker_name or socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+        self._reserve_bytes = settings.disk_reserve_bytes
+        root = settings.work_dir.resolve() / "jobs"
+        root.mkdir(parents=True, exist_ok=True)
+        self._clear_dead(root)
+        self.folder = root / self.id
+        self.folder.mkdir()
+        self._lock = (self.folder / _LOCK).open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    @staticmethod
+    def _clear_dead(root: Path) -> None:
+        for lock in root.glob(f"*/{_LOCK}"):
+            with lock.open("w") as held:
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                _log.info("clearing the folder of a worker that died: %s", lock.parent.name)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+
+    def has_room(self) -> bool:
+        """Whether the disk has the reserve that a job needs."""
+        return shutil.disk_usage(self.folder).free >= self._reserve_bytes
+
+    @contextmanager
+    def job(self, claim: Claim) -> Iterator[Path]:
+        """Yield an empty folder for one attempt, and remove it afterwards."""
+        folder = self.folder / f"{claim.job_id}-a{claim.epoch}"
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove the worker's folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
