@@ -14,6 +14,7 @@ from urllib.parse import urljoin, urlsplit
 
 import urllib3
 
+from common import uris
 from common.errors import InfraError, InvalidInput, TooLarge
 from common.settings import Settings
 
@@ -66,7 +67,7 @@ def public_address(host: str, port: int, settings: Settings) -> Address:
         raise InfraError(f"the host {host!r} of the dataset cannot be resolved", code="dataset_host_unknown") from error
     addresses = [ipaddress.ip_address(str(item[4][0]).split("%")[0]) for item in found]
     for address in addresses:
-        if not _allowed(address, settings):
+        if not uris.is_allowed(address, settings):
             raise InvalidInput(
                 f"{_PARAM}: the host {host!r} leads to {address}, which is not a public address",
                 param=_PARAM,
@@ -75,29 +76,6 @@ def public_address(host: str, port: int, settings: Settings) -> Address:
                 "TUNERY_FETCH_NETWORKS.",
             )
     return addresses[0]
-
-
-def _allowed(address: Address, settings: Settings) -> bool:
-    embedded = _embedded_v4(address)
-    if embedded is not None:
-        return _allowed(embedded, settings)
-    networks = [ipaddress.ip_network(network) for network in settings.fetch_networks]
-    if any(address in network for network in networks if network.version == address.version):
-        return True
-    return address.is_global and not address.is_multicast
-
-
-def _embedded_v4(address: Address) -> ipaddress.IPv4Address | None:
-    """Return the IPv4 address that an IPv6 one stands for: mapped, 6to4, Teredo or NAT64."""
-    if not isinstance(address, ipaddress.IPv6Address):
-        return None
-    if address.ipv4_mapped or address.sixtofour:
-        return address.ipv4_mapped or address.sixtofour
-    if address.teredo:
-        return address.teredo[1]
-    if address in ipaddress.ip_network("64:ff9b::/96"):
-        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return None
 
 
 def _get(url: str, settings: Settings) -> urllib3.BaseHTTPResponse:

@@ -105,9 +105,9 @@ def archive_folder(folder: Path, target: Path) -> Path:
 
 
 def _put(store: Store, prefix: str, path: Path, name: str) -> dict[str, Any]:
-    entry: dict[str, Any] = {"name": name, "key": prefix + name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    store.put_file(entry["key"], path)
-    return entry
+    key = prefix + name
+    store.put_file(key, path)
+    return {"name": name, "key": key, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _public(entry: dict[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,8 @@ class Supervisor:
     def close(self) -> None:
         """Say good-bye and clear the working folder."""
         self._closed.set()
-        self._beats.join(timeout=10)
+        if self._beats.ident is not None:
+            self._beats.join(timeout=10)
         try:
             with self._context.write() as session:
                 workers.leave(session, self._workplace.id)

@@ -1,0 +1,140 @@
+"""A trainer without torch: a hash chain instead of a model, with the real protocol, checkpoints and exit codes.
+
+Fault runs measure faults, not imports. Its result depends on the data, the seed and the number of steps only, so that
+an interrupted run must end in the same bytes as an undisturbed one. `metadata` of the job says how it behaves:
+`step_s` (seconds a step), `fault` (`crash`, `oom`, `hang`, `diverge`, `bad_input`, `device`, `full`) at step `fault_at`,
+in attempts up to `fault_attempts`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from worker.trainer import protocol
+from worker.trainer.protocol import Checkpoint, Failed, Metrics, Progress, Result, Sender, Stage, TrainSpec
+
+PR_SET_PDEATHSIG = 1
+FAULTS = {
+    "oom": (protocol.OUT_OF_MEMORY, "out_of_memory"),
+    "diverge": (protocol.DIVERGED, "diverged"),
+    "bad_input": (protocol.BAD_INPUT, "bad_row"),
+    "device": (protocol.DEVICE_FAULT, "device_fault"),
+    "full": (protocol.DISK_FULL, "disk_full"),
+}
+
+
+class Commands:
+    """What the supervisor has said so far."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.deadline = float("inf")
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        # Unbuffered: a daemon thread that holds a buffer's lock breaks the interpreter's exit.
+        for line in open(0, "rb", buffering=0, closefd=False):  # noqa: SIM115, PTH123
+            command = json.loads(line)
+            if command["do"] == "stop":
+                self.stop.set()
+            elif command["do"] == "deadline":
+                self.deadline = command["monotonic"]
+        os._exit(1)  # the supervisor is gone
+
+    @property
+    def leave(self) -> bool:
+        return self.stop.is_set() or time.monotonic() >= self.deadline
+
+
+class Run:
+    """One attempt at a chain of hashes."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.spec = TrainSpec.read(folder)
+        self.say = Sender(sys.stdout.buffer)
+        self.commands = Commands()
+        asked = self.spec.job["hyperparameters"]
+        self.max_steps = asked["max_steps"] if asked["max_steps"] != -1 else 10
+        self.save_steps = 2 if asked["save_steps"] == "auto" else asked["save_steps"]
+        metadata = self.spec.job["metadata"]
+        self.step_s = float(metadata.get("step_s", 0.01))
+        self.fault, self.fault_at = metadata.get("fault"), int(metadata.get("fault_at", 1))
+        self.fault_attempts = int(metadata.get("fault_attempts", 10**6))
+        self.step, self.value = self._start()
+
+    def _start(self) -> tuple[int, str]:
+        if self.spec.resume_from:
+            state = json.loads((self.folder / self.spec.resume_from / "state.json").read_text())
+            return state["step"], state["value"]
+        data = (self.folder / self.spec.train_file).read_bytes()
+        return 0, hashlib.sha256(data + str(self.spec.job["seed"]).encode()).hexdigest()
+
+    def train(self) -> int:
+        self.say(Stage("train"))
+        while self.step < self.max_steps:
+            self._misbehave()
+            time.sleep(self.step_s)
+            self.step += 1
+            self.value = hashlib.sha256(f"{self.value}{self.step}".encode()).hexdigest()
+            self.say(Progress(self.step, self.max_steps, 100.0, (self.max_steps - self.step) * self.step_s))
+            self.say(Metrics(self.step, {"loss": int(self.value[:8], 16) / 2**32}))
+            leave = self.commands.leave
+            if leave or self.step % self.save_steps == 0:
+                self.checkpoint()
+            if leave:
+                return protocol.DRAINED
+        return self.export()
+
+    def checkpoint(self) -> None:
+        target = self.folder / "checkpoints" / f"step-{self.step:08d}"
+        partial = target.with_name(f"{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        state = json.dumps({"step": self.step, "value": self.value}).encode()
+        (partial / "state.json").write_bytes(state)
+        entry = {"sha256": hashlib.sha256(state).hexdigest(), "bytes": len(state)}
+        (partial / protocol.MANIFEST_FILE).write_text(json.dumps({"step": self.step, "files": {"state.json": entry}}))
+        partial.rename(target)
+        self.say(Checkpoint(self.step, str(target.relative_to(self.folder))))
+
+    def export(self) -> int:
+        self.say(Stage("export"))
+        adapter = self.folder / "out" / "adapter"
+        adapter.mkdir(parents=True)
+        (adapter / "adapter_model.safetensors").write_text(self.value)
+        (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": self.spec.base.id}))
+        self.say(Result({"final": self.value, "environment": dict(os.environ), "shrink": self.spec.shrink}))
+        return protocol.DONE
+
+    def _misbehave(self) -> None:
+        if self.step + 1 != self.fault_at or self.spec.attempt > self.fault_attempts + 1:
+            return
+        if self.fault == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        elif self.fault == "hang":
+            while True:
+                time.sleep(60)
+        elif self.fault in FAULTS:
+            code, word = FAULTS[self.fault]
+            self.say(Failed(word, f"The trainer was told to end with {word}."))
+            sys.exit(code)
+
+
+def main() -> int:
+    """Run the attempt in the folder of the arguments."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    return Run(Path(sys.argv[1])).train()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
