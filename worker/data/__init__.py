@@ -1,0 +1,1 @@
+"""Reads datasets: any file, row by row, into one form. No torch."""

@@ -70,7 +70,9 @@ def read_array(source: Source) -> RawRows:
     with source.path.open("rb") as file:
         window = _Window(source, file)
         if window.next_char() != "[":
-            raise source.bad_file("the file is not a JSON array", "write [ {…}, {…} ], or one object per line as .jsonl")
+            raise source.bad_file(
+                "the file is not a JSON array", "write [ {…}, {…} ], or one object per line as .jsonl"
+            )
         window.start += 1
         if window.next_char() == "]":
             window.start += 1

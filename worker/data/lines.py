@@ -56,8 +56,8 @@ def decode(source: Source, number: int, offset: int, line: bytes) -> str:
         where = f"byte {offset + error.start:,} of the file (0x{line[error.start]:02x})"
         raise source.bad_row(number, f"is not UTF-8 at {where}", "save the file as UTF-8") from error
     if "\x00" in text:
-        where = offset + line.index(b"\x00")
-        raise source.bad_row(number, f"holds a NUL byte at byte {where:,} of the file", "remove it")
+        position = offset + line.index(b"\x00")
+        raise source.bad_row(number, f"holds a NUL byte at byte {position:,} of the file", "remove it")
     return text
 
 

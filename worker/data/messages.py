@@ -135,7 +135,9 @@ def _read_call(call: dict[str, Any], where: str) -> dict[str, Any]:
         try:
             arguments = strict_json.loads(arguments)
         except strict_json.BadJson as error:
-            raise BadColumn(f"{where}.function.arguments is not JSON ({error})", "write the arguments as JSON") from error
+            raise BadColumn(
+                f"{where}.function.arguments is not JSON ({error})", "write the arguments as JSON"
+            ) from error
     return {**call, "function": {**function, "arguments": arguments}}
 
 
@@ -160,7 +162,9 @@ def _read_turn(item: Any, where: str) -> Message:
 def check_conversation(messages: tuple[Message, ...], where: str) -> tuple[Message, ...]:
     """Return `messages` if there is something in them to learn: an assistant's turn that is trained on."""
     if not any(message.role == "assistant" for message in messages):
-        raise BadColumn(f"{where} has no assistant turn, so there is nothing to learn", "add the answer, or remove the row")
+        raise BadColumn(
+            f"{where} has no assistant turn, so there is nothing to learn", "add the answer, or remove the row"
+        )
     if not any(message.role == "assistant" and message.trained for message in messages):
         raise BadColumn(f"{where}: every assistant turn has weight 0", "give one the weight 1, or remove the row")
     return messages

@@ -72,5 +72,6 @@ def _text_reader(source: Source, head: bytes) -> Callable[[Source], RawRows]:
     if b"," in head.split(b"\n", 1)[0]:
         return read_csv
     raise source.bad_file(
-        f"the format of {source.path.name!r} is not known", f"accepted are {ACCEPTED}, with the file ending that says so"
+        f"the format of {source.path.name!r} is not known",
+        f"accepted are {ACCEPTED}, with the file ending that says so",
     )

@@ -1,4 +1,4 @@
-"""JSON as datasets need it: duplicate keys, NaN, deep nesting and lone surrogates are errors, with the reason in words."""
+"""JSON as datasets need it: duplicate keys, NaN and deep nesting are errors, with the reason in words."""
 
 from __future__ import annotations
 

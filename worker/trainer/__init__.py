@@ -1,0 +1,1 @@
+"""The child process that turns one job into one adapter."""

@@ -49,6 +49,7 @@ class TrainSpec:
     """One attempt at one job. `job` is the frozen JobSpec; paths other than the base's are relative to the folder.
 
     `shrink` is the out-of-memory ladder: the micro-batch is halved that many times and accumulation doubled.
+    `limits` bounds the dataset: max_bytes, max_row_bytes, max_rows; what it leaves out has a default.
     """
 
     job_id: str
@@ -62,6 +63,7 @@ class TrainSpec:
     device: str = "auto"
     threads: int = 0
     shrink: int = 0
+    limits: dict[str, int] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write `spec.json` into `folder`."""

@@ -1,0 +1,83 @@
+"""Says a job's options in the words of the installed TRL and transformers, which rename theirs from time to time."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import SFTConfig
+
+from worker.ml.options import Choice, Options
+from worker.ml.precision import Precision
+
+# Optimizers whose memory is paged between the card and the host; a CPU has nothing to page to, and the same arithmetic
+# without paging gives the same numbers.
+_UNPAGED = {"paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_torch"}
+
+
+def choose_optimizer(name: str, device: torch.device) -> tuple[str, tuple[Choice, ...]]:
+    """Return the optimizer to use on `device`, with a choice noted where it is not the one asked for."""
+    if device.type == "cuda" or name not in _UNPAGED:
+        return name, ()
+    taken = _UNPAGED[name]
+    message = f"optim {name} → {taken}: paged optimizer state exists on CUDA only"
+    return taken, (Choice("option.replaced", message, {"asked": name, "taken": taken}),)
+
+
+def sft_config(
+    options: Options,
+    precision: Precision,
+    device: torch.device,
+    *,
+    optim: str,
+    folder: Path,
+    seed: int,
+    evaluated: bool,
+) -> SFTConfig:
+    """Return the trainer's arguments. Checkpoints go to `folder`; `evaluated`: there are validation rows."""
+    return SFTConfig(
+        output_dir=str(folder),
+        num_train_epochs=options.num_train_epochs,
+        max_steps=options.max_steps,
+        learning_rate=options.learning_rate,
+        per_device_train_batch_size=options.micro_batch,
+        per_device_eval_batch_size=options.micro_batch,
+        gradient_accumulation_steps=options.accumulation,
+        max_length=options.max_length,
+        packing=options.packing,
+        eval_packing=False,
+        # The rows come tokenised, labelled, cut and packed; the library's own preparation would only copy them.
+        dataset_kwargs={"skip_prepare_dataset": True},
+        warmup_steps=options.warmup_ratio,
+        lr_scheduler_type=options.lr_scheduler_type,
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        optim=optim,
+        save_strategy="steps",
+        save_steps=options.save_steps,
+        eval_strategy="steps" if evaluated else "no",
+        eval_steps=options.eval_steps if evaluated else None,
+        logging_strategy="steps",
+        logging_steps=options.logging_steps,
+        logging_first_step=True,
+        # A loss that is not a number has to be seen, not averaged away.
+        logging_nan_inf_filter=False,
+        seed=seed,
+        data_seed=seed,
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type == "cuda",
+        disable_tqdm=True,
+        report_to="none",
+        bf16=precision.compute == torch.bfloat16,
+        fp16=precision.compute == torch.float16,
+        **_checkpointing(options.gradient_checkpointing),
+    )
+
+
+def _checkpointing(enabled: bool) -> dict[str, Any]:
+    # transformers 5.18 and later call it activation checkpointing, and warn about the old name.
+    names = {item.name for item in fields(SFTConfig)}
+    name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    return {name: enabled}

@@ -1,0 +1,115 @@
+"""Loads the frozen base: 4-bit NF4 for QLoRA, 16 bit for LoRA. Safetensors only, and no code but the library's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from common.errors import InvalidInput
+from common.schemas.jobs import JobSpec, Quantization
+from worker.ml.base_check import BaseFacts
+from worker.ml.options import Choice
+from worker.ml.precision import Precision
+
+
+@dataclass(frozen=True)
+class Base:
+    """The loaded base. `unquantized` names the weight matrices that stayed in 16 bit, with their parameters."""
+
+    model: PreTrainedModel
+    unquantized: dict[str, int]
+    choices: tuple[Choice, ...]
+
+
+def load_base(folder: Path, job: JobSpec, facts: BaseFacts, precision: Precision, device: torch.device) -> Base:
+    """Return the base of `folder` on `device`, frozen.
+
+    Raises:
+        InvalidInput: the method and the base do not fit together, or the weights do not fit the configuration.
+    """
+    if facts.quantized and job.method == "lora":
+        raise InvalidInput(
+            'method "lora" needs the 16-bit weights of the base, but this one is stored in 4 bit',
+            code="bad_base_model",
+            param="method",
+            hint='use method "qlora", or the 16-bit version of the model',
+        )
+    # A checkpoint that is stored in 4 bit brings its own settings.
+    config = None if facts.quantized or job.method == "lora" else nf4_config(job.quantization, precision)
+    model = _load(folder, precision, device, config)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    keep_training_layout(model)
+    unquantized = left_in_16_bit(model) if job.method == "qlora" else {}
+    return Base(model, unquantized, _choices(model, unquantized) if job.method == "qlora" else ())
+
+
+def nf4_config(quantization: Quantization | None, precision: Precision) -> BitsAndBytesConfig:
+    """Return bitsandbytes' settings for `quantization`, computing in `precision`."""
+    asked = quantization or Quantization()
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=asked.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=asked.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=precision.compute,
+    )
+
+
+def _load(
+    folder: Path, precision: Precision, device: torch.device, config: BitsAndBytesConfig | None
+) -> PreTrainedModel:
+    options: dict[str, Any] = {} if config is None else {"quantization_config": config}
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=precision.compute,
+            device_map={"": str(device)},
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            **options,
+        )
+    except (ValueError, RuntimeError, KeyError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
+            raise
+        raise InvalidInput(
+            f"base model: its weights cannot be loaded: {error}",
+            code="bad_base_model",
+            param="model",
+            hint="use an unaltered copy of the model",
+        ) from error
+
+
+def keep_training_layout(model: torch.nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit layers for inference.
+
+    bitsandbytes 0.50 on CPUs with AVX512-BF16: one forward in eval mode without gradients repacks every layer, after
+    which the next training step leaves all adapter gradients None, with a warning only.
+    """
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def left_in_16_bit(model: torch.nn.Module) -> dict[str, int]:
+    """Return the weight matrices that are not 4-bit, by name: embeddings, head, fused experts."""
+    return {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.ndim >= 2 and getattr(parameter, "quant_state", None) is None
+    }
+
+
+def _choices(model: torch.nn.Module, unquantized: dict[str, int]) -> tuple[Choice, ...]:
+    states = [getattr(parameter, "quant_state", None) for parameter in model.parameters()]
+    quantized = sum(torch.Size(state.shape).numel() for state in states if state is not None)
+    left = sum(unquantized.values())
+    names = ", ".join(list(unquantized)[:6]) + (" …" if len(unquantized) > 6 else "")
+    message = f"{quantized:,} weights in 4 bit; {left:,} stay in 16 bit ({names or 'none'})"
+    return (Choice("base.quantized", message, {"quantized": quantized, "left": left, "names": list(unquantized)[:32]}),)

@@ -1,0 +1,65 @@
+"""Tokenises a dataset file into an Arrow file, and hands that to the trainer without holding it in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from transformers import PreTrainedTokenizerBase
+
+from worker.data.formats import parse_rows
+from worker.data.source import Problems, Source
+from worker.ml.census import Census
+from worker.ml.render import Example, Renderer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
+_BATCH = 512
+
+
+def tokenize_rows(
+    source: Source, tokenizer: PreTrainedTokenizerBase, max_length: int, problems: Problems | None = None
+) -> tuple[Census, Iterator[Example]]:
+    """Return a census that fills as the examples beside it are taken; rows without a token to learn are left out.
+
+    Raises:
+        InvalidInput: while the examples are taken, as `parse_rows` and `Renderer.render` do.
+    """
+    census = Census(max_length)
+    renderer = Renderer(tokenizer, max_length)
+    examples = renderer.render(source, parse_rows(source, problems), problems)
+    return census, (example for example in examples if census.add(example))
+
+
+def write_tokens(examples: Iterable[Example], path: Path) -> None:
+    """Write examples to `path` as an Arrow stream with the columns `input_ids` and `labels`."""
+    stream = iter(examples)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
+        while batch := list(islice(stream, _BATCH)):
+            columns = [
+                pa.array([getattr(item, name) for item in batch], _SCHEMA.field(name).type) for name in _SCHEMA.names
+            ]
+            writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+
+
+def load_tokens(path: Path, *, pack_to: int | None = None) -> Dataset:
+    """Return the dataset in `path`, mapped from disk; packed best-fit into sequences of `pack_to` tokens if asked."""
+    from datasets import Dataset
+    from trl import pack_dataset
+
+    dataset = Dataset.from_file(str(path))
+    return dataset if pack_to is None else pack_dataset(dataset, pack_to, "bfd")
+
+
+def sequence_lengths(dataset: Dataset) -> list[int]:
+    """Return the number of tokens of each sequence, without decoding the tokens."""
+    lengths: list[int] = []
+    for table in dataset.with_format("arrow").iter(batch_size=4096):
+        lengths.extend(pc.list_value_length(table.column("input_ids")).to_pylist())
+    return lengths

@@ -1,0 +1,179 @@
+"""Settles every hyperparameter of a job: what `"auto"` means here, and how the out-of-memory ladder changes the batch.
+
+No torch: the preflight settles the same values to estimate the number of steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from common.errors import InvalidInput
+from common.schemas.jobs import Hyperparameters, JobSpec
+
+DEFAULT_MAX_LENGTH = 1024
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Something that was settled on the worker: an event of the job, in words and as data."""
+
+    name: str
+    message: str
+    data: dict[str, Any] = field(default_factory=dict)
+    level: str = "info"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Every hyperparameter with its final value. Batch sizes are in rows, lengths in tokens."""
+
+    num_train_epochs: float
+    max_steps: int
+    learning_rate: float
+    micro_batch: int
+    accumulation: int
+    max_length: int
+    save_steps: int
+    eval_steps: int
+    logging_steps: int
+    warmup_ratio: float
+    lr_scheduler_type: str
+    weight_decay: float
+    max_grad_norm: float
+    optim: str
+    gradient_checkpointing: bool
+    group_by_length: bool
+    packing: bool
+    total_steps: int
+    choices: tuple[Choice, ...] = ()
+
+
+class _Resolver:
+    # Replaces "auto" and remembers having done so.
+
+    def __init__(self, values: Hyperparameters):
+        self._values = values
+        self.chosen: dict[str, Any] = {}
+
+    def pick(self, name: str, default: T) -> T:
+        value = getattr(self._values, name)
+        if value != "auto":
+            return value
+        self.chosen[name] = default
+        return default
+
+
+def resolve_max_length(values: Hyperparameters, context: int | None) -> int:
+    """Return the longest row in tokens: what was asked, or min(1024, the base's context).
+
+    Raises:
+        InvalidInput: more than the context was asked for.
+    """
+    if values.max_length == "auto":
+        return min(DEFAULT_MAX_LENGTH, context or DEFAULT_MAX_LENGTH)
+    if context is not None and values.max_length > context:
+        raise InvalidInput(
+            f"hyperparameters.max_length is {values.max_length:,}, but the base model's context is {context:,} tokens",
+            code="max_length_beyond_context",
+            param="hyperparameters.max_length",
+            hint=f'use at most {context:,}, or "auto"',
+        )
+    return values.max_length
+
+
+def settle(
+    job: JobSpec, *, num_rows: int, max_length: int, cuda: bool, shrink: int = 0, num_packed: int | None = None
+) -> Options:
+    """Return the options of a run.
+
+    Args:
+        num_rows: rows of the training file that have something to learn.
+        max_length: as `resolve_max_length` returned it.
+        shrink: steps down the out-of-memory ladder.
+        num_packed: sequences after packing, once known; None while estimating.
+    """
+    resolver = _Resolver(job.hyperparameters)
+    pick = resolver.pick
+    packing = pick("packing", False)
+    sequences = num_packed if packing and num_packed is not None else num_rows
+    micro, accumulation = pick("per_device_train_batch_size", 4), pick("gradient_accumulation_steps", 4)
+    epochs = pick("num_train_epochs", _auto_epochs(num_rows))
+    max_steps = pick("max_steps", -1)
+    steps = _total_steps(sequences, micro, accumulation, epochs, max_steps)
+    checkpointing = pick("gradient_checkpointing", cuda)
+    micro_batch, accumulated, checkpointed = shrunk(micro, accumulation, checkpointing, shrink)
+    if job.hyperparameters.max_length == "auto":
+        resolver.chosen["max_length"] = max_length
+    picked = Options(
+        num_train_epochs=epochs,
+        max_steps=max_steps,
+        learning_rate=pick("learning_rate", 2e-4),
+        micro_batch=micro_batch,
+        accumulation=accumulated,
+        max_length=max_length,
+        save_steps=pick("save_steps", min(max(steps // 10, 20), 500)),
+        eval_steps=pick("eval_steps", min(max(steps // 10, 10), 500)),
+        logging_steps=pick("logging_steps", 1 if steps < 50 else 10),
+        warmup_ratio=pick("warmup_ratio", 0.03),
+        lr_scheduler_type=pick("lr_scheduler_type", "linear"),
+        weight_decay=pick("weight_decay", 0.0),
+        max_grad_norm=pick("max_grad_norm", 1.0),
+        optim=pick("optim", "adamw_torch_fused"),
+        gradient_checkpointing=checkpointed,
+        group_by_length=pick("group_by_length", not packing),
+        packing=packing,
+        total_steps=steps,
+    )
+    choices = _auto_choices(resolver.chosen)
+    if shrink:
+        choices.append(_shrink_choice(shrink, micro, accumulation, micro_batch, accumulated, checkpointed))
+    return replace(picked, choices=tuple(choices))
+
+
+def _auto_epochs(num_rows: int) -> float:
+    # Small datasets need to be seen more than once before they change anything.
+    return 3.0 if num_rows < 500 else 2.0 if num_rows < 2000 else 1.0
+
+
+def _total_steps(sequences: int, micro: int, accumulation: int, epochs: float, max_steps: int) -> int:
+    # As transformers' Trainer counts: the last micro-batch and the last accumulation of an epoch may be short.
+    if max_steps > 0:
+        return max_steps
+    per_epoch = max(1, math.ceil(math.ceil(sequences / micro) / accumulation))
+    return math.ceil(epochs * per_epoch)
+
+
+def shrunk(micro: int, accumulation: int, checkpointing: bool, shrink: int) -> tuple[int, int, bool]:
+    """Return (micro-batch, accumulation, checkpointing) after `shrink` steps down the out-of-memory ladder.
+
+    The micro-batch is halved while that is possible, at the same number of rows per optimizer step; a step that finds
+    nothing to halve turns checkpointing on.
+    """
+    effective = micro * accumulation
+    for _ in range(shrink):
+        if micro == 1:
+            checkpointing = True
+        else:
+            micro = next(size for size in range(micro // 2, 0, -1) if effective % size == 0)
+    return micro, effective // micro, checkpointing
+
+
+def _auto_choices(chosen: dict[str, Any]) -> list[Choice]:
+    if not chosen:
+        return []
+    listed = ", ".join(f"{name} {value}" for name, value in chosen.items())
+    return [Choice("auto.resolved", f"chosen for you: {listed}", chosen)]
+
+
+def _shrink_choice(shrink: int, old: int, old_steps: int, new: int, new_steps: int, checkpointing: bool) -> Choice:
+    return Choice(
+        "memory.shrunk",
+        f"out of memory before, so step {shrink} of the ladder: micro-batch {old} → {new}, accumulation {old_steps} → "
+        f"{new_steps} (the effective batch stays {new * new_steps}), gradient checkpointing "
+        f"{'on' if checkpointing else 'off'}",
+        {"shrink": shrink, "micro_batch": new, "accumulation": new_steps, "gradient_checkpointing": checkpointing},
+        "warning",
+    )

@@ -1,0 +1,90 @@
+"""Which number formats a run computes in, by what was asked and what the device can do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from common.schemas.jobs import JobSpec
+from worker.ml.options import Choice
+
+
+@dataclass(frozen=True)
+class Precision:
+    """`compute` is the dtype of the frozen base and of 4-bit products, `adapter` that of the trained weights."""
+
+    compute: torch.dtype
+    adapter: torch.dtype
+    choices: tuple[Choice, ...] = ()
+
+
+def choose_precision(job: JobSpec, device: torch.device) -> Precision:
+    """Return the precision for `job` on `device`, with a choice noted where it is not what was asked for."""
+    asked = getattr(torch, job.quantization.bnb_4bit_compute_dtype if job.quantization else "bfloat16")
+    taken, reason = _supported(asked, device)
+    choices: tuple[Choice, ...] = ()
+    if taken != asked:
+        message = f"compute dtype {_name(asked)} → {_name(taken)}: {reason}"
+        choices = (Choice("option.replaced", message, {"asked": _name(asked), "taken": _name(taken)}),)
+    # QLoRA trains its adapters in bf16, as the paper does. fp16 gradients need fp32 weights under the loss scaler, and
+    # a 16-bit base leaves room for fp32 adapters.
+    four_bit = job.method == "qlora"
+    return Precision(taken, torch.bfloat16 if four_bit and taken == torch.bfloat16 else torch.float32, choices)
+
+
+def _supported(asked: torch.dtype, device: torch.device) -> tuple[torch.dtype, str]:
+    if asked == torch.float32:
+        return asked, ""
+    if device.type == "cuda":
+        if asked == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.float16, f"{torch.cuda.get_device_name(device)} has no bf16"
+        return asked, ""
+    if asked == torch.float16:
+        return _supported(torch.bfloat16, device)[0], "the CPU trains no fp16"
+    if not cpu_has_bf16():
+        return torch.float32, "this CPU has no bf16 instructions, and emulates them slowly"
+    return asked, ""
+
+
+def cpu_has_bf16() -> bool:
+    """Return whether the CPU multiplies bf16 matrices in hardware."""
+    if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2", "NO AVX"):
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported()) if hasattr(torch.cpu, "_is_avx512_bf16_supported") else False
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device for `auto`, `cpu` or `cuda:N`."""
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def precision_report(model: torch.nn.Module, precision: Precision) -> dict[str, Any]:
+    """Return how many parameters and bytes are held in which format; 4-bit weights count unpacked."""
+    parameters: Counter[str] = Counter()
+    size: Counter[str] = Counter()
+    for parameter in model.parameters():
+        kind, count = _kind(parameter)
+        parameters[kind] += count
+        size[kind] += parameter.numel() * parameter.element_size()
+    return {
+        "compute_dtype": _name(precision.compute),
+        "adapter_dtype": _name(precision.adapter),
+        "parameters": dict(parameters),
+        "bytes": dict(size),
+    }
+
+
+def _kind(parameter: torch.nn.Parameter) -> tuple[str, int]:
+    state = getattr(parameter, "quant_state", None)
+    if state is None:
+        return _name(parameter.dtype), parameter.numel()
+    return str(state.quant_type), int(torch.Size(state.shape).numel())

@@ -1,0 +1,220 @@
+"""Turns rows into token ids and labels. Label -100 means: no loss on this token.
+
+Which tokens carry loss is found by rendering a conversation twice: up to an answer, and up to its end. Where the chat
+template renders these as prefixes of the whole conversation (checked for every turn of every row), the difference is
+the answer. Where it does not, the template's own generation markers are asked, then the last turn alone is tried, and
+at last the whole text is trained on; the counts of each are reported.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from worker.data.rows import Message, Row
+from worker.data.source import Problems, Source
+
+Loss = Literal["completion", "assistant", "last_turn", "whole"]
+NO_LOSS = -100
+_BATCH = 64
+_MARKER = re.compile(r"\{%-?\s*generation\b")
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised row: `input_ids` and `labels` have the same length, at most `max_length`."""
+
+    number: int
+    input_ids: list[int]
+    labels: list[int]
+    loss: Loss
+    num_cut: int
+
+    @property
+    def num_trained(self) -> int:
+        """Tokens that carry loss. The first token of a row has nothing before it to be predicted from."""
+        return sum(label != NO_LOSS for label in self.labels[1:])
+
+
+@dataclass(frozen=True)
+class _Plan:
+    # Text of a row, and (text before, text up to the end) for each stretch that carries loss. `ids` and `mask` are
+    # set instead where the template's markers gave them.
+    text: str
+    spans: tuple[tuple[str, str], ...] = ()
+    loss: Loss = "whole"
+    special: bool = False
+    ids: tuple[int, ...] = ()
+    mask: tuple[int, ...] = ()
+
+
+class Renderer:
+    """Renders rows by the chat template of a tokenizer and cuts them to `max_length` tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int):
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._template = str(tokenizer.chat_template)
+        self._endings = tuple(token for token in tokenizer.all_special_tokens if token)
+        self._marked = bool(_MARKER.search(self._template))
+
+    def render(self, source: Source, rows: Iterable[Row], problems: Problems | None = None) -> Iterator[Example]:
+        """Yield an example for each row, in order.
+
+        Args:
+            problems: takes the rows that the chat template refuses; without it the first one raises InvalidInput.
+        """
+        stream = iter(rows)
+        while batch := list(islice(stream, _BATCH)):
+            plans: list[tuple[Row, _Plan]] = []
+            for row in batch:
+                try:
+                    plans.append((row, self._plan(row)))
+                except BadTurn as error:
+                    failure = source.bad_row(row.number, str(error), error.hint)
+                    if problems is None:
+                        raise failure from error
+                    problems.add(failure)
+            yield from self._encode(plans)
+
+    def _plan(self, row: Row) -> _Plan:
+        if row.kind == "text":
+            return _Plan(self._ended(row.text), special=True)
+        if not row.messages:
+            whole = self._ended(row.prompt + row.completion)
+            return _Plan(whole, ((row.prompt, whole),), "completion", special=True)
+        turns = [self._known_role(message) for message in row.messages]
+        text = self._template_text(turns, row)
+        _check_kept(row.messages, text)
+        if row.kind == "completion":
+            span = self._span(turns, row, text, row.num_prompt, len(turns))
+            return _Plan(text, (span,), "completion") if span else _Plan(text)
+        return self._plan_chat(row, turns, text)
+
+    def _plan_chat(self, row: Row, turns: list[dict[str, Any]], text: str) -> _Plan:
+        answers = [index for index, message in enumerate(row.messages) if message.role == "assistant"]
+        spans = {index: self._span(turns, row, text, index, index + 1) for index in answers}
+        trained = tuple(span for index, span in spans.items() if row.messages[index].trained and span)
+        if all(spans.values()):
+            return _Plan(text, trained, "assistant")
+        if self._marked and all(row.messages[index].trained for index in answers):
+            return self._marked_plan(turns, row, text)
+        last = spans[answers[-1]]
+        if last and row.messages[answers[-1]].trained:
+            return _Plan(text, (last,), "last_turn")
+        return _Plan(text)
+
+    def _marked_plan(self, turns: list[dict[str, Any]], row: Row, text: str) -> _Plan:
+        encoded: Any = self._tokenizer.apply_chat_template(
+            turns, tools=list(row.tools) or None, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        mask = tuple(encoded["assistant_masks"])
+        return _Plan(text, ids=tuple(encoded["input_ids"]), mask=mask, loss="assistant") if any(mask) else _Plan(text)
+
+    def _span(self, turns: list[dict[str, Any]], row: Row, text: str, start: int, end: int) -> tuple[str, str] | None:
+        # The texts before and up to the end of turns[start:end], if both are prefixes of the whole.
+        try:
+            before = self._template_text(turns[:start], row, prompt=True) if start else ""
+            upto = text if end == len(turns) else self._template_text(turns[:end], row)
+        except BadTurn:
+            return None
+        # What follows the end-of-turn token (ChatML: a newline) is never generated, so it is not learnt either.
+        trimmed = upto.rstrip()
+        upto = trimmed if trimmed.endswith(self._endings) else upto
+        return (before, upto) if text.startswith(before) and text.startswith(upto) and len(before) < len(upto) else None
+
+    def _template_text(self, turns: list[dict[str, Any]], row: Row, *, prompt: bool = False) -> str:
+        try:
+            text = self._tokenizer.apply_chat_template(
+                turns, tools=list(row.tools) or None, tokenize=False, add_generation_prompt=prompt
+            )
+        except _TEMPLATE_ERRORS as error:
+            raise BadTurn(
+                f"the chat template of the base model refuses this conversation: {error}",
+                "mind the order of roles and whether the base knows a system role",
+            ) from error
+        return str(text)
+
+    def _known_role(self, message: Message) -> dict[str, Any]:
+        values = message.as_dict()
+        if message.role == "developer" and "developer" not in self._template:
+            values["role"] = "system"
+        return values
+
+    def _ended(self, text: str) -> str:
+        eos = self._tokenizer.eos_token
+        return text if text.endswith(eos) else text + eos
+
+    def _encode(self, plans: list[tuple[Row, _Plan]]) -> Iterator[Example]:
+        ids = self._tokenize([(text, plan.special) for _, plan in plans for text in _texts(plan)])
+        for row, plan in plans:
+            whole, spans = ids[plan.text, plan.special], plan.spans
+            if plan.mask:
+                whole = list(plan.ids)
+                labels = [token if bit else NO_LOSS for token, bit in zip(whole, plan.mask, strict=True)]
+            elif spans:
+                labels = [NO_LOSS] * len(whole)
+                for before, upto in spans:
+                    start = common_prefix(ids[before, plan.special], whole)
+                    end = common_prefix(ids[upto, plan.special], whole)
+                    labels[start:end] = whole[start:end]
+            else:
+                labels = list(whole)
+            cut = self._max_length
+            yield Example(row.number, whole[:cut], labels[:cut], plan.loss, max(0, len(whole) - cut))
+
+    def _tokenize(self, texts: list[tuple[str, bool]]) -> dict[tuple[str, bool], list[int]]:
+        # Chat templates write the special tokens themselves; plain text gets those that the tokenizer adds.
+        found: dict[tuple[str, bool], list[int]] = {}
+        for special in (True, False):
+            wanted = list({text: None for text, is_special in texts if is_special == special})
+            if wanted:
+                encoded = self._tokenizer(wanted, add_special_tokens=special, verbose=False)["input_ids"]
+                found.update({(text, special): ids for text, ids in zip(wanted, encoded, strict=True)})
+        return found
+
+
+class BadTurn(ValueError):
+    """The chat template cannot render a row."""
+
+    def __init__(self, message: str, hint: str):
+        super().__init__(message)
+        self.hint = hint
+
+
+def _texts(plan: _Plan) -> Iterator[str]:
+    yield plan.text
+    for span in plan.spans:
+        yield from span
+
+
+def _check_kept(messages: tuple[Message, ...], text: str) -> None:
+    # Some templates pass over roles that they do not know without a word.
+    for index, message in enumerate(messages):
+        content = message.content.strip()
+        if message.role in ("user", "assistant") or not content or content in text:
+            continue
+        if json.dumps(content, ensure_ascii=False)[1:-1] not in text:
+            raise BadTurn(
+                f"messages[{index}]: the chat template of the base model leaves out the role {message.role!r}",
+                "put that text into a user turn, or use a base whose template knows the role",
+            )
+
+
+def common_prefix(prefix: list[int], whole: list[int]) -> int:
+    """Return how many tokens the two begin with in common.
+
+    Less than the prefix where tokens merge across its end; the merged token is then part of what follows.
+    """
+    if whole[: len(prefix)] == prefix:
+        return len(prefix)
+    pairs = enumerate(zip(prefix, whole, strict=False))
+    return next((index for index, (left, right) in pairs if left != right), min(len(prefix), len(whole)))

@@ -1,0 +1,64 @@
+"""Loads the tokenizer of a base from its folder, and gives it what training needs without growing the vocabulary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from common.errors import InvalidInput
+
+# Spare tokens that families ship for padding, in order of preference; then reserved ones; the end token is the last
+# resort. It does no harm as padding here, because labels are explicit and never derived from the padding token.
+_SPARE = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|reserved_special_token_0|>")
+
+# For bases without a chat template. Plain words, so that no vocabulary has to know them.
+_PLAIN_TEMPLATE = (
+    "{% for message in messages %}### {{ message['role'] | capitalize }}:\n{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}### Assistant:\n{% endif %}"
+)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer in `folder`, with a padding token that its vocabulary already has.
+
+    Raises:
+        InvalidInput: the files are not a tokenizer, or it has no end-of-sequence token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library raises whatever its parsers raise
+        raise InvalidInput(
+            f"base model: its tokenizer cannot be loaded: {error}",
+            code="bad_base_model",
+            param="model",
+            hint="use an unaltered copy of the model",
+        ) from error
+    if tokenizer.eos_token is None:
+        raise InvalidInput(
+            "base model: its tokenizer has no end-of-sequence token, so a fine-tuned model would never stop",
+            code="bad_base_model",
+            param="model",
+            hint="set eos_token in tokenizer_config.json",
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = spare_token(tokenizer)
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def spare_token(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a token of the vocabulary that may stand for padding."""
+    vocabulary = tokenizer.get_vocab()
+    return next((token for token in _SPARE if token in vocabulary), tokenizer.eos_token)
+
+
+def ensure_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Give a tokenizer without a chat template a plain one. Returns whether that was needed."""
+    if tokenizer.chat_template:
+        return False
+    starts = tokenizer("").input_ids
+    has_start = bool(starts) and starts[0] == tokenizer.bos_token_id
+    tokenizer.chat_template = ("{{ bos_token }}" if has_start else "") + _PLAIN_TEMPLATE
+    return True

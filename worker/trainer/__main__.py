@@ -1,0 +1,102 @@
+"""The trainer child: `python -m worker.trainer FOLDER`. Runs one attempt at one job and ends with the exit code for it.
+
+Torch is imported only after the spec was read, so that what is wrong with it shows at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from common.errors import InvalidInput
+from common.schemas.jobs import JobSpec
+from worker.data.limits import Limits
+from worker.ml.base_check import base_check
+from worker.trainer.faults import classify
+from worker.trainer.lifeline import Wishes, die_with_parent, listen, watch
+from worker.trainer.protocol import DONE, Message, Result, Sender, Stage, TrainSpec
+from worker.trainer.run import Run
+
+STAGES = ("prepare", "train", "evaluate", "export")
+
+
+def claim_stdout() -> Sender:
+    """Take standard output for the protocol; whatever else writes to it lands in the log."""
+    pipe = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return Sender(pipe)
+
+
+def main(folder: Path) -> int:
+    """Run the job in `folder`, talking over standard input and output, and return the exit code."""
+    parent = os.getppid()
+    die_with_parent()
+    send, wishes = claim_stdout(), Wishes()
+    watch(wishes, parent)
+    listen(sys.stdin.buffer, wishes)
+    return attempt(folder, send, wishes)
+
+
+def attempt(folder: Path, send: Callable[[Message], None], wishes: Wishes) -> int:
+    """Run every stage of the job in `folder` and return the exit code. Errors become messages here, and only here."""
+    try:
+        run_stages(read_run(folder, send, wishes))
+    except BaseException as error:
+        code, failure = classify(error)
+        if failure is not None:
+            traceback.print_exc()
+            send(failure)
+        return code
+    return DONE
+
+
+def read_run(folder: Path, send: Callable[[Message], None], wishes: Wishes) -> Run:
+    """Return the run that `spec.json` describes.
+
+    Raises:
+        InvalidInput: the job or its base is not one that can be trained.
+    """
+    spec = TrainSpec.read(folder)
+    run = Run(folder, spec, parse_job(spec), send, wishes, Limits(**spec.limits))
+    base_check(run.base_folder)
+    return run
+
+
+def parse_job(spec: TrainSpec) -> JobSpec:
+    """Return the frozen job of `spec`, checked once more: it may have been stored by another version."""
+    try:
+        return JobSpec.model_validate(spec.job)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidInput(f"{where}: {first['msg']}", param=where, hint="submit the job again") from error
+
+
+def run_stages(run: Run) -> None:
+    """Run the stages in order and report the result."""
+    from worker.trainer.evaluate import evaluate
+    from worker.trainer.export import export
+    from worker.trainer.prepare import prepare
+    from worker.trainer.train import train
+
+    seconds: dict[str, float] = {}
+    run.report["seconds"] = seconds
+    for name, stage in zip(STAGES, (prepare, train, evaluate, export), strict=True):
+        run.send(Stage(name))
+        begun = time.monotonic()
+        stage(run)
+        seconds[name] = round(time.monotonic() - begun, 3)
+    run.send(Result(run.report))
+
+
+if __name__ == "__main__":
+    code = main(Path(sys.argv[1]))
+    sys.stderr.flush()
+    # Threads that wait for commands, and libraries with exit handlers, have nothing left to add.
+    os._exit(code)

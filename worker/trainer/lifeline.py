@@ -1,0 +1,103 @@
+"""What the supervisor wishes of this process, and the ways in which it ends when the supervisor is gone."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import BinaryIO
+
+from worker.trainer.faults import CRASHED, Drained
+from worker.trainer.protocol import DRAINED
+
+_PR_SET_PDEATHSIG = 1
+_WATCH_S = 0.5
+# The deadline is five sixths of a lease: what is left of the lease is a fifth of the time to the deadline.
+_GRACE_SHARE = 0.2
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the thread that started it ends (Linux)."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+class Wishes:
+    """The latest commands. The run asks between steps whether it should stop; threads keep the answer current."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._deadline: float | None = None
+        self._grace_s = 0.0
+
+    def obey(self, command: object) -> None:
+        """Take one command. One that is not understood is passed over: a newer supervisor may say more."""
+        if not isinstance(command, dict):
+            return
+        with self._lock:
+            if command.get("do") == "stop":
+                self._stopped = True
+            elif command.get("do") == "run":
+                self._stopped = False
+            elif command.get("do") == "deadline" and isinstance(command.get("monotonic"), (int, float)):
+                self._deadline = float(command["monotonic"])
+                self._grace_s = max(1.0, _GRACE_SHARE * (self._deadline - time.monotonic()))
+
+    def reason(self) -> str | None:
+        """Return why the run should make a checkpoint and leave, or None."""
+        with self._lock:
+            if self._stopped:
+                return "the worker was asked to stop"
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                return "the lease was not renewed in time"
+        return None
+
+    def leave_if_asked(self) -> None:
+        """Raise Drained if the run should stop; for moments with nothing to keep."""
+        if reason := self.reason():
+            raise Drained(reason)
+
+    def overdue(self) -> bool:
+        """Return whether the deadline passed so long ago that another worker may own the job."""
+        with self._lock:
+            return self._deadline is not None and time.monotonic() >= self._deadline + self._grace_s
+
+
+def listen(pipe: BinaryIO, wishes: Wishes, leave: Callable[[int], object] = os._exit) -> threading.Thread:
+    """Read commands from `pipe` on a thread of its own. At its end the supervisor is gone, and so is the process."""
+
+    def read() -> None:
+        for line in pipe:
+            try:
+                wishes.obey(json.loads(line))
+            except ValueError:
+                continue
+        leave(CRASHED)
+
+    return _start(read, "commands")
+
+
+def watch(wishes: Wishes, parent: int, leave: Callable[[int], object] = os._exit) -> threading.Thread:
+    """Leave at once when the parent process has changed, or the run did not heed its deadline."""
+
+    def look() -> None:
+        while True:
+            if os.getppid() != parent:
+                leave(CRASHED)
+                return
+            if wishes.overdue():
+                leave(DRAINED)
+                return
+            time.sleep(_WATCH_S)
+
+    return _start(look, "lifeline")
+
+
+def _start(target: Callable[[], object], name: str) -> threading.Thread:
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    thread.start()
+    return thread

@@ -1,0 +1,135 @@
+"""Tells the supervisor how a run goes, seals its checkpoints, and stops it when that is wished."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from worker.ml.checkpoint import Manifest, seal
+from worker.ml.sft import Trainer
+from worker.trainer.faults import Diverged
+from worker.trainer.prepare import versions
+from worker.trainer.protocol import Checkpoint, Metrics, Note, Progress
+from worker.trainer.run import Run
+
+_PROGRESS_S = 0.4
+_WINDOW_STEPS = 20
+
+
+class Reporter(TrainerCallback):
+    """One run's callback. `final` is set while the last evaluation runs, which may be broken off."""
+
+    def __init__(self, run: Run, trainer: Trainer):
+        self._run = run
+        self._trainer = trainer
+        self._pace: deque[tuple[int, float]] = deque(maxlen=_WINDOW_STEPS)
+        self._begun = time.monotonic()
+        self._told = 0.0
+        self.final = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say where the run starts."""
+        self._run.send(Progress(state.global_step, state.max_steps))
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock of a step."""
+        self._begun = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Count the step, report progress, and stop the run if its loss or its supervisor says so."""
+        facts, seconds = self._trainer.meter.take(), time.monotonic() - self._begun
+        if not math.isfinite(facts.loss):
+            raise diverged(f"the loss is {facts.loss} at step {state.global_step}")
+        self._run.counters.add(facts, seconds)
+        self._pace.append((facts.tokens, seconds))
+        self._report_progress(state)
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+        elif reason := self._run.wishes.reason():
+            self._run.send(Note("run.drained", f"leaving after step {state.global_step}: {reason}"))
+            control.should_save = control.should_training_stop = True
+
+    def _report_progress(self, state: TrainerState) -> None:
+        now = time.monotonic()
+        if now - self._told < _PROGRESS_S and state.global_step < state.max_steps:
+            return
+        self._told = now
+        tokens, seconds = map(sum, zip(*self._pace, strict=True))
+        left = (state.max_steps - state.global_step) * seconds / len(self._pace)
+        rate = round(tokens / seconds, 1) if seconds else None
+        self._run.send(Progress(state.global_step, state.max_steps, rate, round(left, 1)))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Report the values of a log entry; the loss is the mean since the one before, over resumes as well."""
+        logs = logs or {}
+        if "loss" in logs:
+            self._publish("train", state.global_step, logs | {"loss": self._run.counters.take_window()})
+        elif "eval_loss" in logs:
+            values = {name.removeprefix("eval_"): value for name, value in logs.items()}
+            self._publish("eval", state.global_step, values)
+
+    def _publish(self, kind: str, step: int, logs: dict[str, Any]) -> None:
+        names = ("loss", "grad_norm", "learning_rate", "epoch", "mean_token_accuracy", "entropy")
+        # The gradient norm of a step that fp16's loss scaler skipped is not finite, and JSON has no word for it.
+        values = {name: float(logs[name]) for name in names if name in logs and math.isfinite(logs[name])}
+        self._run.metrics.append({"step": step, "kind": kind, **values})
+        self._run.send(Metrics(step, values, kind))
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let the last evaluation be broken off: the checkpoint of the last step is sealed by then."""
+        if self.final:
+            self._run.wishes.leave_if_asked()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Seal what the library has written, and tell the supervisor that it may be uploaded."""
+        written = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        weights = load_file(written / "adapter_model.safetensors")
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
+            raise diverged(f"the adapter's weights are not finite at step {state.global_step}")
+        name = f"step-{state.global_step:08d}"
+        target = self._run.checkpoints / name
+        target.parent.mkdir(exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        seal(written, target, self._manifest(state))
+        self._run.send(Checkpoint(state.global_step, f"checkpoints/{name}"))
+
+    def _manifest(self, state: TrainerState) -> Manifest:
+        return Manifest(
+            step=state.global_step,
+            max_steps=state.max_steps,
+            epoch=float(state.epoch or 0.0),
+            config_hash=self._run.config_hash,
+            versions=versions(),
+            threads=self._run.threads,
+            counters=self._run.counters.as_dict() | {"metrics": self._run.metrics},
+        )
+
+
+def diverged(what: str) -> Diverged:
+    """Return the error that training went out of bounds."""
+    return Diverged(
+        f"training diverged: {what}",
+        param="hyperparameters.learning_rate",
+        hint="lower learning_rate, or set max_grad_norm; the last good checkpoint is kept",
+    )

@@ -1,0 +1,77 @@
+"""The one value that a run's stages hand on to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.schemas.jobs import JobSpec
+from worker.data.limits import Limits
+from worker.data.source import Source
+from worker.trainer.lifeline import Wishes
+from worker.trainer.protocol import Message, Note, TrainSpec
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    from worker.ml.checkpoint import Manifest
+    from worker.ml.options import Choice, Options
+    from worker.ml.precision import Precision
+    from worker.ml.sft import Counters, Trainer
+
+
+@dataclass
+class Run:
+    """One attempt at a job. The fields below `limits` are filled by the stages, in order."""
+
+    folder: Path
+    spec: TrainSpec
+    job: JobSpec
+    send: Callable[[Message], None]
+    wishes: Wishes
+    limits: Limits = field(default_factory=Limits)
+    report: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+
+    device: torch.device = field(init=False)
+    threads: int = field(init=False)
+    config_hash: str = field(init=False)
+    tokenizer: PreTrainedTokenizerBase = field(init=False)
+    options: Options = field(init=False)
+    optim: str = field(init=False)
+    precision: Precision = field(init=False)
+    train_rows: Dataset = field(init=False)
+    eval_rows: Dataset | None = field(init=False, default=None)
+    model: PeftModel = field(init=False)
+    resumed: Manifest | None = field(init=False, default=None)
+    counters: Counters = field(init=False)
+    trainer: Trainer = field(init=False)
+
+    @property
+    def base_folder(self) -> Path:
+        """The folder of the base model."""
+        return Path(self.spec.base.path)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder that sealed checkpoints are renamed into."""
+        return self.folder / "checkpoints"
+
+    @property
+    def out(self) -> Path:
+        """The folder of what is published: adapter and reports."""
+        return self.folder / "out"
+
+    def source(self, name: str, param: str) -> Source:
+        """Return the dataset file `name` of the run's folder; `param` is the field of the job that named it."""
+        return Source(self.folder / name, self.limits, param)
+
+    def tell(self, *choices: Choice) -> None:
+        """Send choices as events."""
+        for choice in choices:
+            self.send(Note(choice.name, choice.message, choice.level, choice.data))

@@ -1,0 +1,82 @@
+"""Second stage: train, and report while doing so. A checkpoint is sealed at each save; a wish to stop is a save too."""
+
+from __future__ import annotations
+
+from transformers import PrinterCallback
+
+from worker.ml.adapters import set_adapter_dtype
+from worker.ml.arguments import sft_config
+from worker.ml.data import sequence_lengths
+from worker.ml.memory import peak_bytes, reset_peak
+from worker.ml.order import EpochOrder
+from worker.ml.sft import Trainer
+from worker.trainer.faults import Drained
+from worker.trainer.reporting import Reporter
+from worker.trainer.run import Run
+
+
+def train(run: Run) -> None:
+    """Train to the last step.
+
+    Raises:
+        Drained: the supervisor asked to stop; the state of the step reached is in a sealed checkpoint.
+        Diverged: the loss is not a number any more.
+    """
+    reset_peak(run.device)
+    run.trainer = build_trainer(run)
+    checkpoint = run.folder / run.spec.resume_from if run.spec.resume_from else None
+    if checkpoint and run.resumed and run.resumed.step >= run.options.total_steps:
+        # Interrupted after its last step: the library would take one step too many.
+        run.trainer.load_adapter(checkpoint)
+    else:
+        run.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if run.trainer.state.global_step < run.options.total_steps:
+            raise Drained(run.wishes.reason())
+    _summarize(run)
+
+
+def build_trainer(run: Run) -> Trainer:
+    """Return the trainer of a prepared run, with its reporter attached."""
+    arguments = sft_config(
+        run.options,
+        run.precision,
+        run.device,
+        optim=run.optim,
+        folder=run.folder / "partial",
+        seed=run.job.seed,
+        evaluated=run.eval_rows is not None,
+    )
+    trainer = Trainer(
+        model=run.model,
+        args=arguments,
+        train_dataset=run.train_rows,
+        eval_dataset=run.eval_rows,
+        processing_class=run.tokenizer,
+        order=_order(run),
+    )
+    # TRL casts QLoRA adapters to bf16, whatever the card can do.
+    set_adapter_dtype(run.model, run.precision.adapter)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Reporter(run, trainer))
+    return trainer
+
+
+def _order(run: Run) -> EpochOrder:
+    lengths = sequence_lengths(run.train_rows) if run.options.group_by_length else None
+    effective = run.options.micro_batch * run.options.accumulation
+    return EpochOrder(len(run.train_rows), run.job.seed, lengths, effective)
+
+
+def _summarize(run: Run) -> None:
+    counters = run.counters
+    run.report |= {
+        "steps": run.options.total_steps,
+        "tokens_trained": counters.tokens,
+        "loss_tokens_trained": counters.trained_tokens,
+        "first_loss": counters.first_loss,
+        "final_loss": counters.last_loss,
+        "mean_loss": counters.loss_sum / max(1, counters.steps),
+        "train_s": round(counters.train_s, 3),
+        "tokens_per_s": round(counters.tokens / counters.train_s, 3) if counters.train_s else None,
+        "peak_memory_bytes": peak_bytes(run.device),
+    }
