@@ -31,23 +31,24 @@ class FileBody:
 
 
 def file_body(path: Path, name: str | None, on_progress: Progress | None) -> FileBody:
-    """Return the upload of `path` under its own name or the one given.
+    """Return the upload of `path` under its own name or the one given; raises what `check_file` does."""
+    check_file(path)
+    return FileBody(path, name or path.name, on_progress)
 
-    Raises:
-        InvalidInput: there is no such file, or it is empty or cannot be read.
-    """
+
+def check_file(path: Path, param: str = "dataset") -> None:
+    """Raise InvalidInput, naming `param`, unless there is a file at `path` with something in it."""
     hint = "give the path of a JSONL, JSON, CSV or Parquet file"
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise InvalidInput(f"{path} {what}", code="no_such_file", param="dataset", hint=hint)
+        raise InvalidInput(f"{path} {what}", code="no_such_file", param=param, hint=hint)
     try:
         with path.open("rb") as stream:
             empty = not stream.read(1)
     except OSError as error:
-        raise InvalidInput(f"cannot read {path}: {error.strerror}", code="unreadable_file", param="dataset") from error
+        raise InvalidInput(f"cannot read {path}: {error.strerror}", code="unreadable_file", param=param) from error
     if empty:
-        raise InvalidInput(f"{path} is empty", code="empty_file", param="dataset", hint=hint)
-    return FileBody(path, name or path.name, on_progress)
+        raise InvalidInput(f"{path} is empty", code="empty_file", param=param, hint=hint)
 
 
 class _Counted(io.BufferedReader):

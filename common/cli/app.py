@@ -1,0 +1,57 @@
+"""The commands of `tunery`, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from common.cli import admin, datasets, demo, doctor, jobs, keys, servers, state, workers
+from common.cli.download import download
+from common.cli.failures import Guarded
+from common.cli.submit import submit
+from common.cli.watch import logs, watch
+
+app = typer.Typer(
+    cls=Guarded,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="TUNERY_URL and TUNERY_API_KEY name the server; without them, the one that `tunery up` started here.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        typer.echo(f"tunery {metadata.version('tunery')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    ctx: typer.Context,
+    url: Annotated[str | None, typer.Option("--url", help="Address of the server; otherwise TUNERY_URL.")] = None,
+    data_dir: state.DataDir = None,
+    output: Annotated[
+        state.Format, typer.Option("--output", "-o", help="Write a table, or JSON for programs.")
+    ] = state.Format.table,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where errors come from.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Fine-tune language models on your own GPUs."""
+    ctx.obj = state.State(url, data_dir, output is state.Format.json, debug)
+
+
+_COMMANDS = (
+    *(submit, jobs.ls, jobs.show, watch, logs, jobs.cancel, jobs.pause, jobs.resume, jobs.retry, download),
+    *(workers.models, servers.up, servers.worker, servers.sweeper, doctor.doctor, demo.demo),
+)
+for _command in _COMMANDS:
+    app.command()(_command)
+for _group, _name in ((datasets, "datasets"), (workers, "workers"), (keys, "keys"), (admin, "admin")):
+    app.add_typer(_group.app, name=_name)

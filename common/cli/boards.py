@@ -1,0 +1,201 @@
+"""Show a job while it runs: a live bar on a terminal, plain lines in a log, JSON lines for programs."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from common.cli import screen
+from common.schemas.jobs import TERMINAL, Event, JobRead, Metric
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+Update = Event | Metric | JobRead
+
+_BARS = "▁▂▃▄▅▆▇█"
+_SPARK_POINTS = 24
+_LEVELS = {"warning": "yellow", "error": "red"}
+
+
+class Board(Protocol):
+    """Shows updates between `with` and its end."""
+
+    def __enter__(self) -> Self:
+        """Begin to show."""
+        ...
+
+    def __exit__(self, *_: Any) -> None:
+        """Leave the terminal as it was."""
+        ...
+
+    def show(self, update: Update) -> None:
+        """Show one update."""
+        ...
+
+
+def board(as_json: bool) -> Board:
+    """Return the board that suits where standard output leads."""
+    if as_json:
+        return JsonLines()
+    console = screen.stdout()
+    return LiveBoard(console) if console.is_terminal and not console.is_dumb_terminal else PlainLines(console)
+
+
+def phase(job: JobRead) -> str:
+    """Return where a job is, in words: `queued`, `training`, `running: export`, `cancelling`."""
+    if job.status in TERMINAL:
+        return job.status
+    wished = {"cancel": "cancelling", "pause": "pausing"}.get(job.desired)
+    if wished and job.status != "paused":
+        return wished
+    if job.status == "running" and job.stage:
+        return "training" if job.stage == "train" else f"running: {job.stage}"
+    return f"{job.status}: {job.stage}" if job.stage and job.stage != job.status else job.status
+
+
+def numbers(job: JobRead) -> list[str]:
+    """Return what a running job measures: loss, speed, time left; what is not known is left out."""
+    found = []
+    if job.loss is not None:
+        found.append(f"loss {job.loss:.4g}")
+    if job.status == "running":
+        if job.tokens_per_s:
+            found.append(f"{job.tokens_per_s:,.0f} tokens/s")
+        if job.eta_s is not None:
+            found.append(f"{screen.duration(job.eta_s)} left")
+    return found
+
+
+def steps(job: JobRead) -> str:
+    """Return `12/30`, or nothing before the number of steps is known."""
+    return f"{job.step}/{job.max_steps}" if job.max_steps else ""
+
+
+def sparkline(values: Iterable[float]) -> str:
+    """Return values as a line of bars between their least and their greatest."""
+    points = list(values)
+    if len(points) < 2:
+        return ""
+    low, high = min(points), max(points)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((point - low) * scale)] for point in points)
+
+
+def event_line(event: Event) -> str:
+    """Return an event as one line."""
+    # Local time: it is read by a person beside a clock.
+    at = event.at.astimezone().strftime("%H:%M:%S")
+    return f"{at}  {screen.sentence(event.name):<22}  {screen.sentence(event.message)}"
+
+
+class LiveBoard:
+    """A bar with the phase, steps, loss, speed and time left; events scroll past above it."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._losses: deque[float] = deque(maxlen=_SPARK_POINTS)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        self._progress = Progress(
+            SpinnerColumn(finished_text=" "),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[steps]}", markup=False),
+            TextColumn("{task.fields[numbers]}", markup=False),
+            TextColumn("{task.fields[spark]}", style="cyan", markup=False),
+            console=self._console,
+        )
+        self._progress.start()
+        self._task = self._progress.add_task("waiting", total=None, steps="", numbers="", spark="")
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def show(self, update: Update) -> None:
+        """Show one update."""
+        assert self._progress is not None and self._task is not None
+        if isinstance(update, Event):
+            self._console.print(event_line(update), style=_LEVELS.get(update.level, "dim"))
+        elif isinstance(update, Metric):
+            if update.kind == "train" and "loss" in update.values:
+                self._losses.append(update.values["loss"])
+        else:
+            self._progress.update(
+                self._task,
+                description=screen.sentence(phase(update)),
+                total=self._total(update),
+                completed=update.step,
+                steps=steps(update),
+                numbers=" · ".join(numbers(update)),
+                spark=sparkline(self._losses),
+            )
+
+    @staticmethod
+    def _total(job: JobRead) -> float | None:
+        # Without a total the bar pulses: something is under way whose length is not known.
+        if job.status in TERMINAL or (job.max_steps and job.step):
+            return float(max(job.max_steps or 1, job.step))
+        return None
+
+
+class PlainLines:
+    """A line for each event, each change of phase and each metric: for logs and pipes."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._phase = ""
+        self._job: JobRead | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def show(self, update: Update) -> None:
+        """Show one update."""
+        if isinstance(update, Event):
+            self._print(event_line(update), _LEVELS.get(update.level))
+        elif isinstance(update, Metric):
+            self._print(self._metric_line(update))
+        else:
+            self._job = update
+            if (now := phase(update)) != self._phase:
+                self._phase = now
+                self._print("  ".join(filter(None, [screen.sentence(now), steps(update), *numbers(update)])))
+
+    def _metric_line(self, metric: Metric) -> str:
+        of = f"/{self._job.max_steps}" if self._job and self._job.max_steps else ""
+        values = "  ".join(f"{screen.sentence(name)} {value:.4g}" for name, value in metric.values.items())
+        left = self._job.eta_s if self._job else None
+        ending = f"  {screen.duration(left)} left" if left is not None and metric.kind == "train" else ""
+        return f"{metric.kind} step {metric.step}{of}  {values}{ending}"
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        self._console.print(text, style=style)
+        self._console.file.flush()
+
+
+class JsonLines:
+    """Each update as one JSON object with its `type`: event, metric or job."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def show(self, update: Update) -> None:
+        """Print one update."""
+        kind = "event" if isinstance(update, Event) else "metric" if isinstance(update, Metric) else "job"
+        print(json.dumps({"type": kind, **screen.plain(update)}, ensure_ascii=False), flush=True)

@@ -1,0 +1,1 @@
+"""What `tunery doctor` looks at. Each check returns findings and never raises."""

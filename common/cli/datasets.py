@@ -1,0 +1,79 @@
+"""`tunery datasets`: upload, list, rm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.cli import state
+
+app = typer.Typer(no_args_is_help=True, help="Upload datasets, list and remove them.")
+
+
+@app.command()
+def upload(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(help="A JSONL, JSON, CSV or Parquet file.", metavar="FILE")],
+    name: Annotated[str | None, typer.Option(help="Another name than the file's.")] = None,
+    output: state.Output = None,
+) -> None:
+    """Upload a file; the URI that it gets is what jobs name as their dataset."""
+    from common.cli import screen
+    from common.cli.transfers import transfer
+
+    options = state.of(ctx)
+    with options.connect() as client, transfer("uploading", options.as_json) as on_progress:
+        dataset = client.datasets.upload(file.expanduser(), name=name, on_progress=on_progress)
+    if options.as_json:
+        screen.as_json(dataset)
+    else:
+        pairs = [("uri", dataset.uri), ("name", dataset.name), ("size", screen.size(dataset.bytes))]
+        screen.fields([*pairs, ("sha256", dataset.sha256)])
+
+
+@app.command("list")
+def list_datasets(
+    ctx: typer.Context,
+    limit: Annotated[int, typer.Option("--limit", "-n", help="How many.", min=1, max=100)] = 20,
+    after: Annotated[str | None, typer.Option(help="Go on behind this id.")] = None,
+    output: state.Output = None,
+) -> None:
+    """List datasets, newest first."""
+    from common.cli import screen
+
+    options = state.of(ctx)
+    with options.connect() as client:
+        page = client.datasets.list(limit=limit, after=after)
+    if options.as_json:
+        screen.as_json(page)
+        return
+    columns = [
+        screen.Column("URI", lambda item: item.uri),
+        screen.Column("NAME", lambda item: item.name, spare=1),
+        screen.Column("SIZE", lambda item: screen.size(item.bytes), spare=2, right=True),
+        screen.Column("CREATED", lambda item: screen.ago(item.created_at), spare=3),
+    ]
+    screen.table(columns, page)
+    if page.has_more and page.next:
+        screen.stderr().print(f"more: tunery datasets list --after {screen.sentence(page.next)}", style="dim")
+
+
+@app.command("rm")
+def remove(
+    ctx: typer.Context,
+    datasets: Annotated[list[str], typer.Argument(help="Ids or URIs.", metavar="DATASET…")],
+    output: state.Output = None,
+) -> None:
+    """Remove datasets and their content."""
+    from common.cli import screen
+
+    options = state.of(ctx)
+    with options.connect() as client:
+        for dataset in datasets:
+            client.datasets.delete(dataset)
+            if not options.as_json:
+                typer.echo(f"removed: {screen.sentence(dataset)}")
+    if options.as_json:
+        screen.as_json({"removed": datasets})

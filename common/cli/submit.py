@@ -1,0 +1,94 @@
+"""`tunery submit`: a file or a URI, a base model, and what differs from the defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from common.cli import state
+
+if TYPE_CHECKING:
+    from common.client import Tunery
+    from common.schemas.datasets import Dataset
+
+
+def submit(
+    ctx: typer.Context,
+    dataset: Annotated[
+        str, typer.Argument(help="A local file, which is uploaded, or a dataset URI.", metavar="FILE_OR_URI")
+    ],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Hub id (org/name[@revision]) or a folder of the server's.")
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="An option: learning_rate=1e-4, lora.r=8, … Repeat it for more.", metavar="NAME=VALUE"
+        ),
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="qlora (4-bit base) or lora (16-bit base).")] = None,
+    suffix: Annotated[str | None, typer.Option(help="A name for the adapter.")] = None,
+    validation: Annotated[str | None, typer.Option(help="A file or URI to evaluate on.", metavar="FILE_OR_URI")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
+    priority: Annotated[int | None, typer.Option(help="-100 to 100; higher runs first.")] = None,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option("--metadata", help="A label of the job. Repeat it for more.", metavar="KEY=VALUE"),
+    ] = None,
+    watching: Annotated[bool, typer.Option("--watch", "-w", help="Follow the job to its end.")] = False,
+    output: state.Output = None,
+) -> None:
+    """Submit a fine-tuning job.
+
+    FILE_OR_URI is a local JSONL, JSON, CSV or Parquet file, or a URI that the server reads: s3://, https://, hf://,
+    dataset:ID, file:// (a folder of the server's).
+    """
+    from common.cli.overrides import parse_labels, parse_sets
+
+    given = {"method": method, "suffix": suffix, "seed": seed, "priority": priority}
+    fields: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    fields |= parse_sets(settings or [])
+    if metadata:
+        fields["metadata"] = parse_labels(metadata)
+    options = state.of(ctx)
+    with options.connect() as client:
+        source = resolve(client, dataset, "dataset", options.as_json)
+        if validation is not None:
+            fields["validation_dataset"] = resolve(client, validation, "--validation", options.as_json)
+        job = client.jobs.create(model, source, **fields)
+        if watching:
+            _announce(job.id, options.as_json)
+            from common.cli.watch import conclude, follow
+
+            conclude(follow(client, job.id, options.as_json), options.as_json)
+    if options.as_json:
+        from common.cli import screen
+
+        screen.as_json(job)
+    else:
+        _announce(job.id, False)
+        typer.echo(f"`tunery watch {job.id}` shows its progress")
+
+
+def _announce(job: str, as_json: bool) -> None:
+    # Beside the result, so that a program's standard output stays JSON.
+    typer.echo(f"submitted: {job}", err=as_json)
+
+
+def resolve(client: Tunery, text: str, param: str, quiet: bool) -> str | Dataset:
+    """Return the URI that `text` is, or upload the file that it names.
+
+    Raises:
+        InvalidInput: it is neither.
+    """
+    if "://" in text or text.startswith("dataset:"):
+        return text
+    from common.cli.transfers import transfer
+    from common.client.sending import check_file
+
+    path = Path(text).expanduser()
+    check_file(path, param)
+    with transfer("uploading", quiet) as on_progress:
+        return client.datasets.upload(path, on_progress=on_progress)

@@ -1,0 +1,98 @@
+"""How a running job is shown."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from common.cli import boards
+from common.schemas.jobs import Event, JobRead, Metric
+from tests.unit.client.conftest import a_job, a_metric, an_event
+
+
+def job(**changes) -> JobRead:
+    return JobRead.model_validate(a_job(**changes))
+
+
+UPDATES = [
+    job(status="validating", stage=None, step=0, max_steps=None, loss=None, tokens_per_s=None, eta_s=None),
+    Event.model_validate(an_event(1, "job.accepted")),
+    job(status="queued", stage=None, step=0, max_steps=None, loss=None, tokens_per_s=None, eta_s=None),
+    job(),
+    job(step=4),
+    Metric.model_validate(a_metric(5, 4, loss=1.25)),
+    Metric.model_validate(a_metric(6, 5, loss=1.0)),
+    job(status="succeeded", stage=None, step=10, eta_s=None),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"status": "validating", "stage": None}, "validating"),
+        ({"status": "queued", "stage": None}, "queued"),
+        ({"stage": "train"}, "training"),
+        ({"stage": "export"}, "running: export"),
+        ({"desired": "cancel"}, "cancelling"),
+        ({"desired": "pause"}, "pausing"),
+        ({"status": "paused", "desired": "pause", "stage": None}, "paused"),
+        ({"status": "cancelled", "desired": "cancel"}, "cancelled"),
+    ],
+)
+def test_the_phase_in_words(changes, words):
+    assert boards.phase(job(**changes)) == words
+
+
+def test_the_numbers_of_a_running_job():
+    assert boards.numbers(job()) == ["loss 1.5", "250 tokens/s", "0:14 left"]
+    assert boards.numbers(job(status="succeeded")) == ["loss 1.5"]
+    assert boards.numbers(job(loss=None, tokens_per_s=None, eta_s=None)) == []
+    assert (boards.steps(job()), boards.steps(job(max_steps=None))) == ("3/10", "")
+
+
+def test_a_sparkline():
+    assert boards.sparkline([3, 2, 1]) == "█▅▁"
+    assert boards.sparkline([1, 1]) == "▁▁"
+    assert boards.sparkline([1]) == ""
+
+
+def test_plain_lines_tell_each_thing_once():
+    console = Console(file=io.StringIO(), width=200, markup=False)
+    with boards.PlainLines(console) as board:
+        for update in UPDATES:
+            board.show(update)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "validating"
+    assert "job.accepted" in lines[1]
+    assert lines[2:4] == ["queued", "training  3/10  loss 1.5  250 tokens/s  0:14 left"]
+    assert lines[4] == "train step 4/10  loss 1.25  0:14 left"
+    assert lines[6] == "succeeded  10/10  loss 1.5"
+    assert len(lines) == 7
+
+
+def test_a_terminal_gets_a_bar_with_everything_on_it():
+    console = Console(file=io.StringIO(), width=140, force_terminal=True, color_system=None, markup=False)
+    with boards.LiveBoard(console) as board:
+        for update in UPDATES[:-1]:
+            board.show(update)
+        board.show(job(step=6))
+    out = console.file.getvalue()
+    for words in ("job.accepted", "training", "6/10", "loss 1.5", "250 tokens/s", "0:14 left", "█▁"):
+        assert words in out
+    assert out.rstrip().endswith("\x1b[?25h")
+
+
+def test_json_lines_are_for_programs(capsys):
+    for update in UPDATES:
+        boards.JsonLines().show(update)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["type"] for line in lines] == ["job", "event", "job", "job", "job", "metric", "metric", "job"]
+    assert lines[-1]["status"] == "succeeded"
+
+
+def test_where_output_leads_decides(capsys):
+    assert isinstance(boards.board(True), boards.JsonLines)
+    assert isinstance(boards.board(False), boards.PlainLines)

@@ -1,0 +1,267 @@
+"""Each command against a server: what it asks, what it prints, and its exit code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.client.conftest import a_job, a_metric, an_event
+from tests.unit.client.peer import Peer, file, problem, raw, says, stream
+from tests.unit.client.test_resources import DATASET, WORKER
+from tests.unit.client.test_resources import KEY as KEY_READ
+
+
+def test_ls(peer: Peer, tunery):
+    peer.on("GET", "/jobs", says({"data": [a_job()], "has_more": True, "next": "job_1"}))
+    done = tunery("ls", "--status", "running", "--metadata", "team=red")
+    assert done.exit_code == 0
+    assert "job_1" in done.stdout and "3/10" in done.stdout
+    assert "tunery ls --after job_1" in done.stderr
+    assert peer.requests[0].query == {"status": ["running"], "metadata[team]": ["red"], "limit": ["20"]}
+
+
+@pytest.mark.parametrize("arguments", [("-o", "json", "ls"), ("ls", "-o", "json"), ("-o", "table", "ls", "-o", "json")])
+def test_json_before_or_after_the_command(peer: Peer, tunery, arguments):
+    peer.on("GET", "/jobs", says({"data": [a_job()], "has_more": False, "next": None}))
+    document = json.loads(tunery(*arguments).stdout)
+    assert document["data"][0]["id"] == "job_1" and document["has_more"] is False
+
+
+def test_show(peer: Peer, tunery):
+    failed = a_job(status="failed", error={"code": "diverged", "message": "the loss is NaN", "hint": "lower it"})
+    peer.on("GET", "/jobs/job_1", says(failed))
+    out = tunery("show", "job_1").stdout
+    for words in ("job_1", "failed", "the loss is NaN", "lower it", "learning_rate=0.0001", "team=red"):
+        assert words in out
+
+
+def test_submit_uploads_a_local_file(peer: Peer, tunery, tmp_path: Path):
+    (tmp_path / "train.jsonl").write_text('{"text": "x"}\n')
+    peer.on("POST", "/datasets", says(DATASET, 201))
+    peer.on("POST", "/jobs", says(a_job(), 201))
+    done = tunery(
+        "submit",
+        "train.jsonl",
+        "-m",
+        "org/base",
+        "--set",
+        "learning_rate=1e-4",
+        "--set",
+        "r=8",
+        "--suffix",
+        "bot",
+        "--metadata",
+        "team=red",
+        "--seed",
+        "0",
+        "--validation",
+        "s3://b/v.jsonl",
+    )
+    assert done.exit_code == 0, done.output
+    assert "submitted: job_1" in done.stdout and "tunery watch job_1" in done.stdout
+    assert json.loads(peer.asked("POST", "/jobs")[0].body) == {
+        "model": "org/base",
+        "dataset": "dataset:ds_1",
+        "suffix": "bot",
+        "seed": 0,
+        "metadata": {"team": "red"},
+        "hyperparameters": {"learning_rate": 1e-4},
+        "lora": {"r": 8},
+        "validation_dataset": "s3://b/v.jsonl",
+    }
+
+
+def test_submit_leaves_a_uri_alone(peer: Peer, tunery):
+    peer.on("POST", "/jobs", says(a_job(), 201))
+    done = tunery("submit", "hf://org/data", "-m", "base", "-o", "json")
+    assert json.loads(done.stdout)["id"] == "job_1"
+    assert json.loads(peer.requests[0].body) == {"model": "base", "dataset": "hf://org/data"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("absent.jsonl", "-m", "base"), ["absent.jsonl does not exist", "dataset"]),
+        (("hf://x/y", "-m", "base", "--validation", "absent.csv"), ["absent.csv does not exist", "--validation"]),
+        (("hf://x/y", "-m", "base", "--set", "learning_rat=1"), ["--set learning_rat=1", "learning_rate"]),
+        (("hf://x/y", "-m", "base", "--set", "r=big"), ["--set r=big", "lora.r"]),
+        (("hf://x/y",), ["--model"]),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_sent(peer: Peer, tunery, arguments, words):
+    done = tunery("submit", *arguments)
+    assert done.exit_code == 2
+    assert all(word in done.stderr for word in words), done.stderr
+    assert "Traceback" not in done.output and done.stdout == ""
+    assert peer.requests == []
+
+
+def test_what_the_server_refuses_is_said_with_its_hint(peer: Peer, tunery):
+    peer.on(
+        "POST",
+        "/jobs",
+        problem(400, "invalid_input", "model: there is no folder 'x'", param="model", hint="see models"),
+    )
+    done = tunery("submit", "hf://x/y", "-m", "x")
+    assert done.exit_code == 2
+    assert "error: model: there is no folder 'x'" in done.stderr
+    assert "hint: see models" in done.stderr and "req_1" in done.stderr
+    as_json = tunery("-o", "json", "submit", "hf://x/y", "-m", "x")
+    assert json.loads(as_json.stderr)["error"] == {
+        "code": "invalid_input",
+        "message": "model: there is no folder 'x'",
+        "param": "model",
+        "hint": "see models",
+        "request_id": "req_1",
+    }
+
+
+def test_no_server(tunery, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("TUNERY_URL")
+    done = tunery("ls")
+    assert done.exit_code == 2
+    assert "tunery up" in done.stderr
+
+
+def test_a_server_fault_is_exit_code_1(peer: Peer, tunery):
+    peer.on("GET", "/jobs", problem(500, "internal"))
+    assert tunery("ls").exit_code == 1
+
+
+def test_a_mistake_of_our_own_is_one_line_and_debug_shows_the_rest(peer: Peer, tunery, monkeypatch):
+    from common.client import jobs
+
+    monkeypatch.setattr(jobs.Jobs, "get", lambda *_: 1 / 0)
+    done = tunery("show", "job_1")
+    assert done.exit_code == 1
+    assert "ZeroDivisionError" in done.stderr and "Traceback" not in done.stderr
+    assert "Traceback" in tunery("--debug", "show", "job_1").stderr
+
+
+@pytest.mark.parametrize(("status", "code"), [("succeeded", 0), ("failed", 1), ("cancelled", 3)])
+def test_the_exit_code_of_watch_is_the_jobs_result(peer: Peer, tunery, status, code):
+    error = {"code": "diverged", "message": "the loss is NaN", "hint": "lower it"} if status == "failed" else None
+    peer.on("GET", "/jobs/job_1", says(a_job()))
+    peer.on(
+        "GET",
+        "/jobs/job_1/events",
+        stream(
+            ("job", None, a_job()),
+            ("event", 1, an_event(1)),
+            ("metric", 2, a_metric(2, 4, loss=1.25)),
+            ("job", None, a_job(status=status, error=error)),
+        ),
+    )
+    done = tunery("watch", "job_1")
+    assert done.exit_code == code
+    assert "train step 4/10  loss 1.25" in done.stdout
+    assert ("the loss is NaN" in done.stderr and "hint: lower it" in done.stderr) == (status == "failed")
+    assert ("tunery download job_1" in done.stdout) == (status == "succeeded")
+
+
+def test_submit_and_watch_as_json(peer: Peer, tunery):
+    peer.on("POST", "/jobs", says(a_job(), 201))
+    peer.on("GET", "/jobs/job_1", says(a_job()))
+    peer.on("GET", "/jobs/job_1/events", stream(("event", 1, an_event(1)), ("job", None, a_job(status="succeeded"))))
+    done = tunery("submit", "hf://x/y", "-m", "base", "--watch", "-o", "json")
+    assert done.exit_code == 0
+    assert [json.loads(line)["type"] for line in done.stdout.splitlines()] == ["event", "job"]
+
+
+def test_ctrl_c_detaches(peer: Peer, tunery, monkeypatch):
+    from common.client import jobs
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(jobs.Jobs, "watch", interrupted)
+    peer.on("GET", "/jobs/job_1", says(a_job()))
+    done = tunery("watch", "job_1")
+    assert done.exit_code == 130
+    assert "tunery watch job_1" in done.stderr and "goes on" in done.stderr
+    assert [seen.method for seen in peer.requests] == ["GET"]
+
+
+def test_logs(peer: Peer, tunery):
+    peer.on(
+        "GET",
+        "/jobs/job_1/events",
+        says({"data": [an_event(1)], "has_more": False, "next": 1}),
+        stream(("event", 2, an_event(2, "job.published")), ("job", None, a_job(status="succeeded"))),
+    )
+    assert "job.claimed" in tunery("logs", "job_1").stdout
+    assert "job.published" in tunery("logs", "job_1", "--follow").stdout
+
+
+@pytest.mark.parametrize("action", ["cancel", "pause", "resume", "retry"])
+def test_wishes(peer: Peer, tunery, action):
+    for job in ("job_1", "job_2"):
+        peer.on("POST", f"/jobs/{job}/{action}", says(a_job(id=job, status="queued", stage=None)))
+    assert tunery(action, "job_1", "job_2").stdout == "job_1: queued\njob_2: queued\n"
+    assert json.loads(tunery("-o", "json", action, "job_1").stdout)["id"] == "job_1"
+    wrong = tunery(action, "job_3")
+    assert wrong.exit_code == 2 and "error:" in wrong.stderr
+
+
+def test_download(peer: Peer, tunery, tmp_path: Path):
+    content = b"weights" * 1000
+    link = {"name": "adapter/w.safetensors", "bytes": len(content), "url": f"{peer.url}/file"}
+    peer.on("GET", "/jobs/job_1/artifacts", says({"data": [link | {"sha256": hashlib.sha256(content).hexdigest()}]}))
+    peer.on("GET", "/file", file(content))
+    done = tunery("download", "job_1", "out")
+    assert done.exit_code == 0
+    assert done.stdout.splitlines() == ["1 files, 7.0 kB, every hash verified", "adapter: out/adapter"]
+    assert (tmp_path / "out" / "adapter" / "w.safetensors").read_bytes() == content
+    assert json.loads(tunery("download", "job_1", "-o", "json").stdout)["folder"] == "job_1"
+
+
+def test_datasets(peer: Peer, tunery, tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    peer.on("POST", "/datasets", says(DATASET, 201))
+    peer.on("GET", "/datasets", says({"data": [DATASET], "has_more": False, "next": None}))
+    peer.on("DELETE", "/datasets/ds_1", raw(b"", 204))
+    assert "dataset:ds_1" in tunery("datasets", "upload", "a.jsonl").stdout
+    assert "dataset:ds_1" in tunery("datasets", "list").stdout
+    assert tunery("datasets", "rm", "dataset:ds_1").stdout == "removed: dataset:ds_1\n"
+    assert json.loads(tunery("datasets", "list", "-o", "json").stdout)["data"][0]["name"] == "a.jsonl"
+
+
+def test_models_and_workers(peer: Peer, tunery):
+    peer.on("GET", "/base-models", says({"data": [{"id": "SmolLM2", "source": "folder", "bytes": 5}]}))
+    peer.on("GET", "/workers", says({"data": [WORKER]}))
+    peer.on("POST", "/workers/w_1/drain", says(WORKER | {"state": "draining"}))
+    assert "SmolLM2" in tunery("models").stdout
+    assert "H200" in tunery("workers").stdout
+    assert json.loads(tunery("workers", "-o", "json").stdout) == json.loads(
+        tunery("-o", "json", "workers", "list").stdout
+    )
+    assert tunery("workers", "drain", "w_1").stdout == "w_1: draining\n"
+
+
+def test_keys(peer: Peer, tunery):
+    peer.on("POST", "/keys", says(KEY_READ | {"key": "tnr_new"}, 201))
+    peer.on("GET", "/keys", says({"data": [KEY_READ]}))
+    peer.on("DELETE", "/keys/key_1", raw(b"", 204))
+    made = tunery("keys", "create", "ci")
+    assert "tnr_new" in made.stdout and "not shown again" in made.stderr
+    assert json.loads(peer.requests[0].body) == {"name": "ci"}
+    assert "never" in tunery("keys", "list").stdout
+    assert tunery("keys", "revoke", "key_1").stdout == "revoked: key_1\n"
+
+
+def test_a_reader_that_leaves_early_hears_no_complaint(peer: Peer, tunery):
+    peer.on(
+        "GET", "/jobs", says({"data": [a_job(id=f"job_{n}") for n in range(3000)], "has_more": False, "next": None})
+    )
+    command = f"{sys.executable} -m common.cli ls -o json | head -n 1"
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[3]
+    )
+    assert done.stdout == "{\n"
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr

@@ -1,0 +1,64 @@
+"""Tables fit the terminal; what comes from outside is text."""
+
+from __future__ import annotations
+
+import io
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from rich.console import Console
+
+from common.cli import screen
+from common.cli.jobs import _columns
+from common.schemas.jobs import JobRead
+from tests.unit.client.conftest import a_job
+
+LONG = "an-organisation-with-a-name/a-model-whose-name-is-longer-than-anything-8B-Instruct"
+
+
+def terminal(width: int) -> Console:
+    return Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, markup=False)
+
+
+@pytest.mark.parametrize("width", [50, 60, 80, 100, 160, 300])
+def test_a_table_of_jobs_fits_and_keeps_the_ids_whole(width):
+    console = terminal(width)
+    ids = [f"job_{number:026}" for number in range(3)]
+    jobs = [JobRead.model_validate(a_job(id=job, model=LONG, suffix="support-bot")) for job in ids]
+    screen.table(_columns(), jobs, console)
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 4
+    assert all(len(line.rstrip()) <= width for line in lines)
+    assert [job in line for job, line in zip(ids, lines[1:], strict=True)] == [True] * 3
+    assert all("running" in line for line in lines[1:])
+    assert (LONG in lines[1]) == (width == 300)
+
+
+def test_a_pipe_gets_everything(capsys):
+    screen.table(_columns(), [JobRead.model_validate(a_job(model=LONG))])
+    assert LONG in capsys.readouterr().out
+
+
+def test_what_comes_from_outside_moves_no_cursor_and_is_no_markup(capsys):
+    evil = "\x1b[2J[red]x[/red]\nsecond\x07"
+    screen.table([screen.Column("NAME", lambda row: row)], [evil])
+    screen.fields([("name", evil)])
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\x07" not in out
+    assert out.count("[red]x[/red] second") == 2
+
+
+def test_numbers_for_people():
+    assert [screen.size(n) for n in (None, 0, 999, 1000, 1_400_000_000, 150_000_000_000)] == [
+        "",
+        "0 B",
+        "999 B",
+        "1.0 kB",
+        "1.4 GB",
+        "150 GB",
+    ]
+    assert [screen.duration(s) for s in (None, 0, 59.6, 3723, -5)] == ["", "0:00", "1:00", "1:02:03", "0:00"]
+    now = datetime.now(UTC)
+    spans = [screen.ago(now - timedelta(seconds=s)) for s in (5, 300, 10_800, 1_036_800, -5)]
+    assert spans == ["5s ago", "5m ago", "3h ago", "12d ago", "0s ago"]
+    assert screen.ago(None) == ""
