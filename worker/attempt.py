@@ -61,7 +61,7 @@ class Attempt:
         try:
             self._run()
         except LeaseLost as error:
-            _log.warning("%s: %s", self._claim.job_id, error.message)
+            _log.warning("%s: the lease is lost: %s", self._claim.job_id, error.message)
         except Exception:
             # The lease runs out and the sweeper queues the job again.
             _log.exception("%s: the attempt could not be settled", self._claim.job_id)

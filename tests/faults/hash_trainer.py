@@ -2,8 +2,8 @@
 
 Fault runs measure faults, not imports. Its result depends on the data, the seed and the number of steps only, so that
 an interrupted run must end in the same bytes as an undisturbed one. `metadata` of the job says how it behaves:
-`step_s` (seconds a step), `fault` (`crash`, `oom`, `hang`, `diverge`, `bad_input`, `device`, `full`) at step `fault_at`,
-in attempts up to `fault_attempts`.
+`step_s` (seconds a step), `fault` (`crash`, `oom`, `hang`, `diverge`, `bad_input`, `device`, `full`) at step
+`fault_at`, in attempts up to `fault_attempts`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Commands:
 
     def _read(self) -> None:
         # Unbuffered: a daemon thread that holds a buffer's lock breaks the interpreter's exit.
-        for line in open(0, "rb", buffering=0, closefd=False):  # noqa: SIM115, PTH123
+        for line in open(0, "rb", buffering=0, closefd=False):  # noqa: SIM115
             command = json.loads(line)
             if command["do"] == "stop":
                 self.stop.set()
