@@ -45,13 +45,15 @@ def worker(
 
     Each is pinned to its card; without a GPU, one works on the CPU.
     """
+    from common import settings
     from common.cli.cards import cards
 
     kind = "preflight" if preflight else "train"
     arguments = [kind, *(["--once"] if once else [])]
     if idle_timeout is not None:
         arguments += ["--idle-timeout", str(idle_timeout)]
-    pinned = [] if preflight else cards()
+    # A worker that TUNERY_DEVICE places is not placed again.
+    pinned = cards() if kind == "train" and settings.load().device == "auto" else []
     if len(pinned) > 1:
         raise typer.Exit(_supervise(pinned, arguments, revive=not once and idle_timeout is None))
     _become(arguments, {"CUDA_VISIBLE_DEVICES": pinned[0]} if pinned else {})
