@@ -1,161 +1,103 @@
-"""Dataset URIs: which ones this installation takes. Pure functions: what they name is fetched by the worker.
+"""Dataset URIs: what each scheme may name. Pure checks, made at submit by the API and again at fetch by the worker.
 
-dataset:<id>                 an upload
-s3://bucket/key              a bucket in TUNERY_DATASET_BUCKETS
-https://host/path            a public address
-hf://org/name[@rev][/file]   a dataset of the hub
-file:///path                 a file under TUNERY_LOCAL_DATASETS
+A name that resolves to a private address can only be found out when it is fetched: `worker/guard.py` does that.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from common.errors import InvalidInput
 from common.settings import Settings
 
-PARAM = "dataset"
-_UPLOAD = re.compile(r"dataset:ds_[0-9a-z]{1,40}")
+_PARAM = "dataset"
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_DATASET_ID = re.compile(r"[a-z]{1,8}_[0-9a-z]{1,32}")
 _HUB = re.compile(
-    r"hf://(?:datasets/)?(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w.-]+))?(?:/(?P<file>.+))?",
-    re.ASCII,
+    r"(?:datasets/)?([\w.-]{1,96}/[\w.-]{1,96}?)(?:@([\w.-]{1,128}))?(?:/([^\x00-\x1f]{1,512}))?", re.ASCII
 )
-# Spellings of IPv4 addresses that some resolvers take: 127.1, 0x7f000001, 2130706433, 0177.0.0.1.
-_NUMERIC_HOST = re.compile(r"(0x[0-9a-f]*|\d+)(\.(0x[0-9a-f]*|\d+)){0,3}\.?", re.IGNORECASE)
+# What inet_aton reads as an IPv4 address, and resolvers with it: 127.1, 2130706433, 0x7f.0.0.1.
+_NUMERIC_HOST = re.compile(r"(0x[0-9a-f]+|[0-9]+)(\.(0x[0-9a-f]+|[0-9]+)){0,3}", re.IGNORECASE)
+_UPLOAD = "Upload the file with POST /datasets and use the URI that it answers"
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def check(uri: str, settings: Settings, param: str = PARAM) -> None:
-    """Raise InvalidInput unless this installation may be asked to fetch `uri`. Resolves no name."""
-    scheme = uri.partition(":")[0]
-    checks = {"dataset": _check_upload, "s3": _check_s3, "https": _check_https, "hf": _check_hub, "file": local_path}
-    if scheme not in checks:
-        raise InvalidInput(
-            f"{param}: {scheme}: is not fetched", param=param, code="dataset_scheme",
-            hint="Use s3://, https://, hf://, dataset:<id> or, where the operator allows it, file://.",
-        )  # fmt: skip
-    try:
-        checks[scheme](uri, settings)
-    except InvalidInput as error:
-        raise InvalidInput(f"{param}: {error.message}", code=error.code, param=param, hint=error.hint) from None
+@dataclass(frozen=True)
+class DatasetUri:
+    """A dataset URI in parts: `place` is the bucket, host, repository, id or folder; `path` what it names there."""
+
+    scheme: str
+    place: str
+    path: str = ""
+    revision: str | None = None
 
 
-def local_path(uri: str, settings: Settings) -> Path:
-    """Return the file that a `file://` URI names.
+def check(uri: str, settings: Settings, param: str = _PARAM) -> None:
+    """Raise unless `uri` names what this installation may read.
 
     Raises:
-        InvalidInput: it is not under `TUNERY_LOCAL_DATASETS`, symbolic links followed.
+        InvalidInput: it may not, or is malformed; `param` is the field that is blamed.
     """
-    parts = urlsplit(uri)
-    if settings.local_datasets is None or parts.netloc not in ("", "localhost"):
-        raise InvalidInput(
-            "file:// is not allowed on this server", code="file_not_allowed",
-            hint="Upload the file with POST /datasets, or ask the operator about TUNERY_LOCAL_DATASETS.",
-        )  # fmt: skip
-    root = settings.local_datasets.resolve()
-    path = Path(unquote(parts.path)).resolve()
-    if not path.is_relative_to(root) or path == root:
-        raise InvalidInput(
-            "the file is not in the operator's folder", code="file_not_allowed",
-            hint="Only files under TUNERY_LOCAL_DATASETS may be named.",
-        )  # fmt: skip
-    return path
+    parse(uri, settings, param)
+
+
+def parse(uri: str, settings: Settings, param: str = _PARAM) -> DatasetUri:
+    """Return `uri` in parts; raises as `check` does."""
+    scheme = uri.partition(":")[0]
+    reader = _SCHEMES.get(scheme)
+    if reader is None:
+        known = ", ".join(f"{name}:" for name in _SCHEMES)
+        raise _refusal(param, f"the scheme {scheme[:32]!r} is not known", f"Use one of {known}.", "dataset_scheme")
+    try:
+        return reader(uri, settings, param)
+    except ValueError as error:
+        raise _refusal(param, f"the URI is malformed ({error})", "Check its spelling.", "dataset_uri") from error
+
+
+def local_path(uri: str, settings: Settings, param: str = _PARAM) -> Path:
+    """Return the file that a `file://` URI names, its links resolved.
+
+    Raises:
+        InvalidInput: the operator allows no folder, or the file does not lie in it.
+    """
+    return Path(_file(uri, settings, param).path)
 
 
 def hub_parts(uri: str) -> tuple[str, str | None, str | None]:
-    """Return repository, revision and file of an `hf://` URI; the last two may be None."""
-    match = _HUB.fullmatch(uri)
+    """Return repository, revision and file of `hf://[datasets/]org/name[@revision][/file]`.
+
+    Raises:
+        InvalidInput: the URI has another shape.
+    """
+    match = _HUB.fullmatch(uri.removeprefix("hf://"))
     if match is None or ".." in uri:
-        raise InvalidInput("is no dataset of the hub", code="dataset_uri", hint="Use hf://org/name[@revision][/file].")
-    return match["repo"], match["revision"], unquote(match["file"]) if match["file"] else None
+        raise _refusal(
+            _PARAM, f"{uri} is no dataset of the hub", "Write hf://org/name[@revision][/file].", "dataset_uri"
+        )
+    return match[1], match[2], match[3]
 
 
-def _check_upload(uri: str, _settings: Settings) -> None:
-    if not _UPLOAD.fullmatch(uri):
-        raise InvalidInput("is no id of an upload", code="dataset_uri", hint="POST /datasets answers the id to use.")
-
-
-def _check_hub(uri: str, _settings: Settings) -> None:
-    hub_parts(uri)
-
-
-def _check_s3(uri: str, settings: Settings) -> None:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    if not key:
-        raise InvalidInput("names no object", code="dataset_uri", hint="Use s3://bucket/key.")
-    # The artifact bucket holds every tenant's adapters, and the operator's credentials read it.
-    if bucket not in settings.dataset_buckets or bucket == settings.s3_bucket:
-        raise InvalidInput(
-            f"the bucket {bucket!r} may not be read", code="bucket_not_allowed",
-            hint="Ask the operator to list it in TUNERY_DATASET_BUCKETS, or upload the file with POST /datasets.",
-        )  # fmt: skip
-
-
-def _check_https(uri: str, settings: Settings) -> None:
-    try:
-        parts = urlsplit(uri)
-        host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise InvalidInput(f"is no address ({error})", code="dataset_uri") from None
-    if not host:
-        raise InvalidInput("names no host", code="dataset_uri")
-    if parts.username or parts.password:
-        raise InvalidInput(
-            "carries a password", code="dataset_uri",
-            hint="Use a signed link instead: a URI is shown to everybody who may read the job.",
-        )  # fmt: skip
-    address = _literal(host)
-    if host.rstrip(".").lower().endswith("localhost") or (address and not is_allowed(address, settings)):
-        raise InvalidInput(
-            f"{host} is not a public address", code="private_address",
-            hint="Upload the file with POST /datasets, or ask the operator about TUNERY_FETCH_NETWORKS.",
-        )  # fmt: skip
-
-
-def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Return the address that `host` spells, in any spelling, or None for a name."""
-    try:
-        return ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        pass
-    if not _NUMERIC_HOST.fullmatch(host):
-        return None
-    try:
-        return ipaddress.IPv4Address(_inet_aton(host.rstrip(".").split(".")))
-    except ValueError:
-        raise InvalidInput(f"{host} is no address", code="dataset_uri") from None
-
-
-def _inet_aton(parts: list[str]) -> int:
-    """Return the value of an IPv4 address in the loose spellings of inet_aton(3): 1 to 4 parts, octal, hexadecimal."""
-    numbers = [_number(part) for part in parts]
-    *leading, last = numbers
-    if any(number > 255 for number in leading) or last >= 256 ** (5 - len(numbers)):
-        raise ValueError("out of range")
-    return sum(number << (24 - 8 * place) for place, number in enumerate(leading)) + last
-
-
-def _number(part: str) -> int:
-    if part.lower().startswith("0x"):
-        return int(part[2:] or "0", 16)
-    return int(part, 8 if part.startswith("0") and part.isdigit() and len(part) > 1 else 10)
-
-
-def is_allowed(address: ipaddress.IPv4Address | ipaddress.IPv6Address, settings: Settings) -> bool:
-    """Whether a dataset may be fetched from `address`: it is public, or in `TUNERY_FETCH_NETWORKS`."""
-    if (embedded := _embedded_v4(address)) is not None:
-        return is_allowed(embedded, settings)
-    networks = (ipaddress.ip_network(network) for network in settings.fetch_networks)
+def address_allowed(address: Address, settings: Settings) -> bool:
+    """Return whether datasets may come from `address`: public, or in a network that the operator lists."""
+    embedded = _embedded_v4(address)
+    if embedded is not None:
+        return address_allowed(embedded, settings)
+    networks = [ipaddress.ip_network(network) for network in settings.fetch_networks]
     if any(address in network for network in networks if network.version == address.version):
         return True
     return address.is_global and not address.is_multicast
 
 
-def _embedded_v4(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+def _embedded_v4(address: Address) -> ipaddress.IPv4Address | None:
     """Return the IPv4 address that an IPv6 one stands for: mapped, 6to4, Teredo or NAT64."""
-    if isinstance(address, ipaddress.IPv4Address):
+    if not isinstance(address, ipaddress.IPv6Address):
         return None
     if address.ipv4_mapped or address.sixtofour:
         return address.ipv4_mapped or address.sixtofour
@@ -164,3 +106,98 @@ def _embedded_v4(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipad
     if address in ipaddress.ip_network("64:ff9b::/96"):
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return None
+
+
+def _uploaded(uri: str, _settings: Settings, param: str) -> DatasetUri:
+    name = uri.removeprefix("dataset:")
+    if not _DATASET_ID.fullmatch(name):
+        raise _refusal(param, f"{name[:64]!r} is no dataset's id", "GET /datasets lists them.", "dataset_not_found")
+    return DatasetUri("dataset", name)
+
+
+def _s3(uri: str, settings: Settings, param: str) -> DatasetUri:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not _BUCKET.fullmatch(bucket) or not key:
+        raise _refusal(param, "the URI names no object", "Write s3://bucket/key.", "dataset_uri")
+    # The artifact bucket holds every tenant's adapters, so it is refused even where an operator lists it by mistake.
+    if bucket == settings.s3_bucket or bucket not in settings.dataset_buckets:
+        readable = [name for name in settings.dataset_buckets if name != settings.s3_bucket]
+        choices = f"Readable: {', '.join(readable)}." if readable else f"{_UPLOAD}."
+        raise _refusal(param, f"this server reads no datasets from the bucket {bucket!r}", choices, "bucket_forbidden")
+    return DatasetUri("s3", bucket, key)
+
+
+def _https(uri: str, settings: Settings, param: str) -> DatasetUri:
+    parts = urlsplit(uri)
+    host = (parts.hostname or "").rstrip(".")
+    if not host or parts.port == 0:
+        raise _refusal(param, "the URL names no host", "Write https://host/path.", "dataset_uri")
+    if parts.username is not None or parts.password is not None:
+        raise _refusal(
+            param,
+            "the URL holds a user name or password, which would be shown with the job",
+            f"{_UPLOAD}, or use a signed link.",
+            "dataset_credentials",
+        )
+    address = _address_of(host)
+    local_name = host == "localhost" or host.endswith(".localhost")
+    if local_name or (address is not None and not address_allowed(address, settings)):
+        raise _refusal(
+            param,
+            f"{host} is not a public address",
+            f"{_UPLOAD}, or ask the operator to list the network in TUNERY_FETCH_NETWORKS.",
+            "private_address",
+        )
+    return DatasetUri("https", host, parts.path)
+
+
+def _address_of(host: str) -> Address | None:
+    """Return the address that `host` spells, in any of the ways that a resolver would accept; None for a name."""
+    if _NUMERIC_HOST.fullmatch(host):
+        try:
+            return ipaddress.IPv4Address(socket.inet_aton(host))
+        except OSError as error:
+            raise ValueError(f"{host} is no address") from error
+    return ipaddress.IPv6Address(host.partition("%")[0]) if ":" in host else None
+
+
+def _hub(uri: str, _settings: Settings, param: str) -> DatasetUri:
+    try:
+        repo, revision, file = hub_parts(uri)
+    except InvalidInput as error:
+        error.param = param
+        raise
+    return DatasetUri("hf", repo, file or "", revision)
+
+
+def _file(uri: str, settings: Settings, param: str) -> DatasetUri:
+    if settings.local_datasets is None:
+        raise _refusal(param, "this server reads no file:// datasets", f"{_UPLOAD}.", "file_forbidden")
+    path = _absolute(urlsplit(uri), param)
+    folder = settings.local_datasets.resolve()
+    target = path.resolve()
+    if target == folder or not target.is_relative_to(folder):
+        raise _refusal(
+            param, "the file lies outside of the folder that the operator allows", f"{_UPLOAD}.", "file_forbidden"
+        )
+    return DatasetUri("file", str(folder), str(target))
+
+
+def _absolute(parts: SplitResult, param: str) -> Path:
+    path = unquote(parts.path, errors="strict")
+    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment or "\x00" in path:
+        raise _refusal(param, "the URI names no absolute path", "Write file:///folder/file.", "dataset_uri")
+    return Path(path)
+
+
+def _refusal(param: str, message: str, hint: str, code: str) -> InvalidInput:
+    return InvalidInput(f"{param}: {message}", param=param, hint=hint, code=code)
+
+
+_SCHEMES: dict[str, Callable[[str, Settings, str], DatasetUri]] = {
+    "s3": _s3,
+    "https": _https,
+    "hf": _hub,
+    "dataset": _uploaded,
+    "file": _file,
+}

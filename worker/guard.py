@@ -67,7 +67,7 @@ def public_address(host: str, port: int, settings: Settings) -> Address:
         raise InfraError(f"the host {host!r} of the dataset cannot be resolved", code="dataset_host_unknown") from error
     addresses = [ipaddress.ip_address(str(item[4][0]).split("%")[0]) for item in found]
     for address in addresses:
-        if not uris.is_allowed(address, settings):
+        if not uris.address_allowed(address, settings):
             raise InvalidInput(
                 f"{_PARAM}: the host {host!r} leads to {address}, which is not a public address",
                 param=_PARAM,
