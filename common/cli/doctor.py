@@ -21,7 +21,7 @@ def doctor(ctx: typer.Context, output: state.Output = None) -> None:
     """
     from common import settings
     from common.cli.checks.machine import look_at_machine
-    from common.cli.checks.parts import look_at_parts
+    from common.cli.checks.parts import left_by_up, look_at_parts
     from common.cli.checks.server import look_at_server
 
     options = state.of(ctx)
@@ -29,7 +29,7 @@ def doctor(ctx: typer.Context, output: state.Output = None) -> None:
     looks: tuple[Callable[[], list[Finding]], ...] = (
         lambda: look_at_machine(data_dir),
         lambda: look_at_server(options),
-        lambda: look_at_parts(settings.load()),
+        lambda: look_at_parts(settings.Settings(**left_by_up(data_dir))),
     )
     findings: list[Finding] = []
     for look in looks:

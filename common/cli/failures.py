@@ -80,16 +80,20 @@ def _tell(ctx: Any, error: TuneryError) -> None:
     if state is not None and state.debug:
         traceback.print_exc()
     if state is not None and state.as_json:
-        document = {name: getattr(error, name, None) for name in ("code", "message", "param", "hint", "request_id")}
+        names = ("code", "message", "param", "hint", "request_id", "errors")
+        document = {name: value for name in names if (value := getattr(error, name, None))}
         print(json.dumps({"error": document}, ensure_ascii=False), file=sys.stderr)
         return
     from common.cli.screen import sentence, stderr
 
     console = stderr()
+    more = getattr(error, "errors", [])[1:]
     text = sentence(error.message)
     if error.param and error.param not in text:
         text = f"{error.param}: {text}"
     console.print(f"error: {text}", style="red")
+    for other in more:
+        console.print(f"error: {sentence(other.get('param') or '')}: {sentence(other.get('message'))}", style="red")
     if error.hint:
         console.print(f"hint: {sentence(error.hint)}")
     if request_id := getattr(error, "request_id", None):

@@ -14,7 +14,7 @@ from pydantic import PrivateAttr
 
 from common.client import requests
 from common.client.errors import ApiError, DownloadFailed
-from common.client.jobs import Artifacts, Columns, Events, Jobs, Metrics, Paths
+from common.client.jobs import Artifacts, Checkpoints, Columns, Events, Jobs, Metrics, Paths
 from common.client.pages import Page
 from common.client.requests import JobFields
 from common.client.sending import Progress
@@ -72,6 +72,10 @@ class AsyncJob(JobRead):
     async def artifacts(self) -> Artifacts:
         """Return every published file with a fresh signed link."""
         return await self._jobs.artifacts(self.id)
+
+    async def checkpoints(self) -> Checkpoints:
+        """Return every complete checkpoint, the highest step first."""
+        return await self._jobs.checkpoints(self.id)
 
     async def download(
         self, folder: str | Path, *, adapter_only: bool = False, on_progress: Progress | None = None
@@ -203,6 +207,10 @@ class AsyncJobs:
     async def artifacts(self, job: str) -> Artifacts:
         """Return every published file with a fresh signed link."""
         return (await self._transport.send(requests.job_artifacts(job))).data
+
+    async def checkpoints(self, job: str) -> Checkpoints:
+        """Return every complete checkpoint, the highest step first."""
+        return (await self._transport.send(requests.job_checkpoints(job))).data
 
     async def download(
         self, job: str, folder: str | Path, *, adapter_only: bool = False, on_progress: Progress | None = None

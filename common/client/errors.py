@@ -52,6 +52,8 @@ class ApiError(errors.TuneryError):
 
     status = 0
     request_id: str | None = None
+    errors: list[dict[str, Any]] = []
+    """Everything that is wrong, where the server names more than one thing: {param, message, hint}."""
 
 
 class RequestInvalid(ApiError, errors.InvalidInput):
@@ -133,7 +135,7 @@ def answer_error(response: httpx2.Response) -> ApiError:
     """Return the exception for an answer with a status of 400 or more; its body has been read."""
     problem = _problem(response)
     status = response.status_code
-    kind = _BY_CODE.get(problem.get("code", "")) or _BY_STATUS.get(status)
+    kind = _BY_CODE.get(str(problem.get("code"))) or _BY_STATUS.get(status)
     kind = kind or (ServerFault if status >= 500 else RequestInvalid)
     message = problem.get("detail") or problem.get("title") or f"the server answered {status} {response.reason_phrase}"
     error = kind(
@@ -144,6 +146,8 @@ def answer_error(response: httpx2.Response) -> ApiError:
     )
     error.status = status
     error.request_id = problem.get("request_id") or response.headers.get("x-request-id")
+    listed = problem.get("errors")
+    error.errors = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
     return error
 
 
@@ -165,11 +169,11 @@ def connection_error(url: str, error: Exception) -> CannotConnect:
 
 
 def _problem(response: httpx2.Response) -> dict[str, Any]:
-    """Return the problem document's texts; proxies and gateways answer with pages that are none."""
+    """Return the problem document's texts and its list; proxies and gateways answer with pages that are none."""
     try:
         document = json.loads(response.content)
     except ValueError:
         return {}
     if not isinstance(document, dict):
         return {}
-    return {name: value for name, value in document.items() if isinstance(value, str)}
+    return {name: value for name, value in document.items() if isinstance(value, str | list)}

@@ -17,6 +17,7 @@ from common.client.requests import JobFields
 from common.client.sending import Progress
 from common.client.transport import Transport
 from common.client.watching import STREAM_TIMEOUT_S, Cursor, Patience, columns, opened
+from common.schemas.checkpoints import Checkpoint
 from common.schemas.datasets import Dataset
 from common.schemas.jobs import TERMINAL, Artifact, Event, JobRead, Metric
 
@@ -25,6 +26,7 @@ Columns = dict[str, list[Any]]
 Events = list[Event]
 Metrics = list[Metric]
 Artifacts = list[Artifact]
+Checkpoints = list[Checkpoint]
 Paths = list[Path]
 
 
@@ -76,6 +78,10 @@ class Job(JobRead):
     def artifacts(self) -> Artifacts:
         """Return every published file with a fresh signed link."""
         return self._jobs.artifacts(self.id)
+
+    def checkpoints(self) -> Checkpoints:
+        """Return every complete checkpoint, the highest step first."""
+        return self._jobs.checkpoints(self.id)
 
     def download(self, folder: str | Path, *, adapter_only: bool = False, on_progress: Progress | None = None) -> Paths:
         """Fetch the published files into `folder`; see `Jobs.download`."""
@@ -204,6 +210,10 @@ class Jobs:
     def artifacts(self, job: str) -> Artifacts:
         """Return every published file with a fresh signed link."""
         return self._transport.send(requests.job_artifacts(job)).data
+
+    def checkpoints(self, job: str) -> Checkpoints:
+        """Return every complete checkpoint, the highest step first."""
+        return self._transport.send(requests.job_checkpoints(job)).data
 
     def download(
         self, job: str, folder: str | Path, *, adapter_only: bool = False, on_progress: Progress | None = None

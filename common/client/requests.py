@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from common.client.calls import Call, Nothing, delete, get, post, segment
 from common.client.sending import Progress, file_body
+from common.schemas.checkpoints import CheckpointList
 from common.schemas.datasets import Dataset, DatasetList
 from common.schemas.jobs import ArtifactList, EventList, JobList, JobRead, MetricList
 from common.schemas.keys import KeyCreated, KeyList
@@ -109,10 +110,18 @@ def job_artifacts(job: str) -> Call[ArtifactList]:
     return get(f"/jobs/{segment(job)}/artifacts", ArtifactList)
 
 
+def job_checkpoints(job: str) -> Call[CheckpointList]:
+    """Return the question for every complete checkpoint, the highest step first."""
+    return get(f"/jobs/{segment(job)}/checkpoints", CheckpointList)
+
+
 def upload_dataset(path: Path, name: str | None, on_progress: Progress | None) -> Call[Dataset]:
-    """Return the upload of a file; raises InvalidInput for one that is absent or empty."""
+    """Return the upload of a file; raises InvalidInput for one that is absent or empty.
+
+    The server knows content that it has: sent twice, it is one dataset.
+    """
     body = file_body(path, name, on_progress)
-    return Call("POST", "/datasets", Dataset, upload=body, read_timeout_s=_UPLOAD_TIMEOUT_S)
+    return Call("POST", "/datasets", Dataset, upload=body, repeatable=True, read_timeout_s=_UPLOAD_TIMEOUT_S)
 
 
 def list_datasets(limit: int | None, after: str | None) -> Call[DatasetList]:

@@ -121,6 +121,14 @@ def test_what_the_server_refuses_is_said_with_its_hint(peer: Peer, tunery):
     }
 
 
+def test_everything_that_the_server_names_is_said(peer: Peer, tunery):
+    named = [{"param": "seed", "message": "too small"}, {"param": "lora.r", "message": "too big", "hint": "less"}]
+    peer.on("POST", "/jobs", problem(400, "invalid_input", "seed: too small (and 1 more)", param="seed", errors=named))
+    done = tunery("submit", "hf://x/y", "-m", "x")
+    assert "error: seed: too small (and 1 more)\nerror: lora.r: too big" in done.stderr
+    assert json.loads(tunery("submit", "hf://x/y", "-m", "x", "-o", "json").stderr)["error"]["errors"] == named
+
+
 def test_no_server(tunery, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("TUNERY_URL")
     done = tunery("ls")

@@ -141,7 +141,10 @@ def test_a_job_knows_the_way_back(peer: Peer, client: Tunery):
     )
     peer.on("POST", "/jobs/job_1/pause", says(a_job(desired="pause")))
     peer.on("DELETE", "/jobs/job_1", raw(b"", 204))
+    made = {"attempt": 1, "bytes": 9, "manifest_sha256": "0" * 64, "created_at": "2026-11-01T10:00:00Z"}
+    peer.on("GET", "/jobs/job_1/checkpoints", says({"data": [made | {"step": 20}, made | {"step": 10}]}))
     job = client.jobs.get("job_1")
+    assert [checkpoint.step for checkpoint in job.checkpoints()] == [20, 10]
     assert job.refresh().status == "succeeded"
     assert [event.id for event in job.events()] == [1, 2]
     assert peer.requests[-1].query["after"] == ["1"]
