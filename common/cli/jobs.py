@@ -18,7 +18,9 @@ JobIds = Annotated[list[str], typer.Argument(help="Ids of jobs.", metavar="JOBâ€
 
 def ls(
     ctx: typer.Context,
-    status: Annotated[str | None, typer.Option("--status", "-s", help="Only jobs in this state.")] = None,
+    status: Annotated[
+        list[str] | None, typer.Option("--status", "-s", help="Only jobs in this state. Repeat it for more.")
+    ] = None,
     metadata: Annotated[
         list[str] | None, typer.Option("--metadata", help="Only jobs with this label.", metavar="KEY=VALUE")
     ] = None,

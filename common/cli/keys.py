@@ -10,12 +10,14 @@ from common.cli import state
 
 app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 
+Tenant = Annotated[str | None, typer.Option(help="Another tenant than your own; for administrators.")]
+
 
 @app.command()
 def create(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="What the key is for.", metavar="NAME")],
-    tenant: Annotated[str | None, typer.Option(help="Another tenant than your own; for administrators.")] = None,
+    tenant: Tenant = None,
     output: state.Output = None,
 ) -> None:
     """Make a key and show it, this once: only its hash is kept."""
@@ -32,13 +34,13 @@ def create(
 
 
 @app.command("list")
-def list_keys(ctx: typer.Context, output: state.Output = None) -> None:
+def list_keys(ctx: typer.Context, tenant: Tenant = None, output: state.Output = None) -> None:
     """List keys, without their secrets."""
     from common.cli import screen
 
     options = state.of(ctx)
     with options.connect() as client:
-        page = client.keys.list()
+        page = client.keys.list(tenant=tenant)
     if options.as_json:
         screen.as_json(page)
         return
@@ -57,6 +59,7 @@ def list_keys(ctx: typer.Context, output: state.Output = None) -> None:
 def revoke(
     ctx: typer.Context,
     keys: Annotated[list[str], typer.Argument(help="Ids of keys.", metavar="KEY…")],
+    tenant: Tenant = None,
     output: state.Output = None,
 ) -> None:
     """End keys at once."""
@@ -65,7 +68,7 @@ def revoke(
     options = state.of(ctx)
     with options.connect() as client:
         for key in keys:
-            client.keys.revoke(key)
+            client.keys.revoke(key, tenant=tenant)
             if not options.as_json:
                 typer.echo(f"revoked: {screen.sentence(key)}")
     if options.as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Unpack
@@ -106,12 +106,12 @@ class AsyncJobs:
     async def list(
         self,
         *,
-        status: str | None = None,
+        status: str | Sequence[str] | None = None,
         metadata: Mapping[str, str] | None = None,
         limit: int | None = None,
         after: str | None = None,
     ) -> Page[AsyncJob]:
-        """Return one page of jobs, newest first, of one status or with these labels."""
+        """Return one page of jobs, newest first, in these states or with these labels."""
         page = await self._transport.send(requests.list_jobs(status, metadata, limit, after))
         return Page([self._own(job) for job in page.data], page.has_more, page.next)
 

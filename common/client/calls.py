@@ -60,9 +60,9 @@ def post(path: str, answer: type[T], *, repeatable: bool = False) -> Call[T]:
     return Call("POST", path, answer, repeatable=repeatable)
 
 
-def delete(path: str) -> Call[Nothing]:
+def delete(path: str, **params: Any) -> Call[Nothing]:
     """Return a DELETE, which may always be sent again."""
-    return Call("DELETE", path, Nothing, repeatable=True)
+    return Call("DELETE", path, Nothing, params=params, repeatable=True)
 
 
 def segment(identifier: str) -> str:
@@ -76,13 +76,16 @@ def segment(identifier: str) -> str:
     return quote(identifier, safe="")
 
 
-def read(call: Call[T], response: httpx2.Response) -> T:
-    """Return the answer's body in its shape.
+def read(call: Call[T], response: httpx2.Response, attempt: int) -> T:
+    """Return the body of the answer to the given attempt, counted from 1, in its shape.
 
     Raises:
         ApiError: the status is 400 or more.
         UnexpectedAnswer: the body is not what the call answers.
     """
+    if response.status_code == 404 and call.method == "DELETE" and attempt > 1:
+        # Gone is what was wanted: an attempt whose answer was lost may have done it.
+        return call.answer()
     if response.status_code >= 400:
         raise answer_error(response)
     if response.is_redirect:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -110,12 +110,12 @@ class Jobs:
     def list(
         self,
         *,
-        status: str | None = None,
+        status: str | Sequence[str] | None = None,
         metadata: Mapping[str, str] | None = None,
         limit: int | None = None,
         after: str | None = None,
     ) -> Page[Job]:
-        """Return one page of jobs, newest first, of one status or with these labels."""
+        """Return one page of jobs, newest first, in these states or with these labels."""
         page = self._transport.send(requests.list_jobs(status, metadata, limit, after))
         return Page([self._own(job) for job in page.data], page.has_more, page.next)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -61,9 +61,9 @@ def _plain(value: Any) -> Any:
 
 
 def list_jobs(
-    status: str | None, metadata: Mapping[str, str] | None, limit: int | None, after: str | None
+    status: str | Sequence[str] | None, metadata: Mapping[str, str] | None, limit: int | None, after: str | None
 ) -> Call[JobList]:
-    """Return the question for one page of jobs, newest first."""
+    """Return the question for one page of jobs, newest first, in one or several states."""
     labels = {f"metadata[{name}]": value for name, value in (metadata or {}).items()}
     return get("/jobs", JobList, status=status, limit=limit, after=after, **labels)
 
@@ -129,6 +129,11 @@ def list_datasets(limit: int | None, after: str | None) -> Call[DatasetList]:
     return get("/datasets", DatasetList, limit=limit, after=after)
 
 
+def get_dataset(dataset: str) -> Call[Dataset]:
+    """Return the question for one dataset; takes its id or its URI."""
+    return get(f"/datasets/{segment(dataset.removeprefix('dataset:'))}", Dataset)
+
+
 def delete_dataset(dataset: str) -> Call[Nothing]:
     """Return the removal of a dataset; takes its id or its URI."""
     return delete(f"/datasets/{segment(dataset.removeprefix('dataset:'))}")
@@ -155,11 +160,11 @@ def create_key(name: str, tenant: str | None) -> Call[KeyCreated]:
     return Call("POST", "/keys", KeyCreated, json=body)
 
 
-def list_keys() -> Call[KeyList]:
-    """Return the question for the tenant's keys."""
-    return get("/keys", KeyList)
+def list_keys(tenant: str | None) -> Call[KeyList]:
+    """Return the question for a tenant's keys."""
+    return get("/keys", KeyList, tenant=tenant)
 
 
-def revoke_key(key: str) -> Call[Nothing]:
+def revoke_key(key: str, tenant: str | None) -> Call[Nothing]:
     """Return the end of a key."""
-    return delete(f"/keys/{segment(key)}")
+    return delete(f"/keys/{segment(key)}", tenant=tenant)

@@ -28,6 +28,10 @@ class Datasets:
         page = self._transport.send(requests.list_datasets(limit, after))
         return Page(page.data, page.has_more, page.next)
 
+    def get(self, dataset: str) -> Dataset:
+        """Return one dataset; takes an id or a URI."""
+        return self._transport.send(requests.get_dataset(dataset))
+
     def delete(self, dataset: str) -> None:
         """Remove a dataset and its object; takes an id or a URI."""
         self._transport.send(requests.delete_dataset(dataset))
@@ -71,14 +75,14 @@ class Keys:
         """Make a key; its `key` is shown this once."""
         return self._transport.send(requests.create_key(name, tenant))
 
-    def list(self) -> Page[KeyRead]:
-        """Return the keys, without their secrets."""
-        page = self._transport.send(requests.list_keys())
+    def list(self, *, tenant: str | None = None) -> Page[KeyRead]:
+        """Return the keys, without their secrets; an administrator may name another tenant."""
+        page = self._transport.send(requests.list_keys(tenant))
         return Page(page.data, page.has_more, page.next)
 
-    def revoke(self, key: str) -> None:
+    def revoke(self, key: str, *, tenant: str | None = None) -> None:
         """End a key, by its id."""
-        self._transport.send(requests.revoke_key(key))
+        self._transport.send(requests.revoke_key(key, tenant))
 
 
 class AsyncDatasets:
@@ -97,6 +101,10 @@ class AsyncDatasets:
         """Return one page of datasets, newest first."""
         page = await self._transport.send(requests.list_datasets(limit, after))
         return Page(page.data, page.has_more, page.next)
+
+    async def get(self, dataset: str) -> Dataset:
+        """Return one dataset; takes an id or a URI."""
+        return await self._transport.send(requests.get_dataset(dataset))
 
     async def delete(self, dataset: str) -> None:
         """Remove a dataset and its object; takes an id or a URI."""
@@ -141,11 +149,11 @@ class AsyncKeys:
         """Make a key; its `key` is shown this once."""
         return await self._transport.send(requests.create_key(name, tenant))
 
-    async def list(self) -> Page[KeyRead]:
-        """Return the keys, without their secrets."""
-        page = await self._transport.send(requests.list_keys())
+    async def list(self, *, tenant: str | None = None) -> Page[KeyRead]:
+        """Return the keys, without their secrets; an administrator may name another tenant."""
+        page = await self._transport.send(requests.list_keys(tenant))
         return Page(page.data, page.has_more, page.next)
 
-    async def revoke(self, key: str) -> None:
+    async def revoke(self, key: str, *, tenant: str | None = None) -> None:
         """End a key, by its id."""
-        await self._transport.send(requests.revoke_key(key))
+        await self._transport.send(requests.revoke_key(key, tenant))

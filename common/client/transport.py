@@ -47,7 +47,7 @@ class Transport:
             else:
                 pause = self.retries.after_answer(call, attempt, response)
                 if pause is None:
-                    return read(call, response)
+                    return read(call, response, attempt)
             self.sleep(pause)
 
     def _once(self, call: Call[T]) -> httpx2.Response:
@@ -91,7 +91,7 @@ class AsyncTransport:
             else:
                 pause = self.retries.after_answer(call, attempt, response)
                 if pause is None:
-                    return read(call, response)
+                    return read(call, response, attempt)
             await self.sleep(pause)
 
     async def _once(self, call: Call[T]) -> httpx2.Response:

@@ -89,6 +89,14 @@ def test_what_must_not_happen_twice_is_not_sent_twice(peer: Peer, client: Tunery
     assert len(peer.requests) == 2
 
 
+def test_a_removal_whose_answer_was_lost_is_done(peer: Peer, client: Tunery):
+    peer.on("DELETE", "/jobs/job_1", hangs_up, problem(404, "not_found"))
+    client.jobs.delete("job_1")
+    with pytest.raises(Missing):
+        client.jobs.delete("job_1")
+    assert len(peer.requests) == 3
+
+
 def test_but_what_the_server_refused_to_begin_is(peer: Peer, client: Tunery):
     peer.on("POST", "/jobs/job_1/retry", problem(503, "infra"), says(a_job(status="queued")))
     assert client.jobs.retry("job_1").status == "queued"
