@@ -11,7 +11,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 PORTS = 10
 _PARTS = ("s3", "master", "volume", "filer", "admin")
@@ -77,34 +76,7 @@ class SeaweedFS:
         finally:
             connection.close()
 
-    def ensure_bucket(self, bucket: str) -> None:
-        """Create `bucket` unless it is there."""
-        from botocore.exceptions import ClientError
-
-        try:
-            self._client().create_bucket(Bucket=bucket)
-        except ClientError as error:
-            if error.response["Error"]["Code"] not in ("BucketAlreadyExists", "BucketAlreadyOwnedByYou"):
-                raise
-
     def remove_sockets(self) -> None:
         """Remove what a killed server leaves in /tmp: that folder is fixed in SeaweedFS 4.48."""
         for part, port in zip(_PARTS, self.ports[1::2], strict=True):
             Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)
-
-    def _client(self) -> Any:
-        import boto3
-        from botocore.config import Config
-
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint_url,
-            aws_access_key_id=self.access_key_id,
-            aws_secret_access_key=self.secret_access_key,
-            region_name="us-east-1",
-            config=Config(
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                s3={"addressing_style": "path"},
-            ),
-        )

@@ -66,11 +66,11 @@ def test_seaweedfs_keeps_objects_through_a_kill_and_on_other_ports(server_dir: P
 
     body = os.urandom(6 * 2**20)
     first = start()
-    first.ensure_bucket("kept")
-    _s3_client(first.endpoint_url, "access", "secret-secret").put_object(Bucket="kept", Key="a/b", Body=body)
+    client = _s3_client(first.endpoint_url, "access", "secret-secret")
+    client.create_bucket(Bucket="kept")
+    client.put_object(Bucket="kept", Key="a/b", Body=body)
     _kill(own_children, "s3")
     second = start()
-    second.ensure_bucket("kept")
     client = _s3_client(second.endpoint_url, "access", "secret-secret")
     assert client.get_object(Bucket="kept", Key="a/b")["Body"].read() == body
     for server in (first, second):
