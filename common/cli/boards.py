@@ -85,6 +85,11 @@ def sparkline(values: Iterable[float]) -> str:
     return "".join(_BARS[round((point - low) * scale)] for point in points)
 
 
+def _number(value: float | None) -> str:
+    # JSON knows no NaN and no infinity: the server sends null for them.
+    return "not finite" if value is None else f"{value:.4g}"
+
+
 def event_line(event: Event) -> str:
     """Return an event as one line."""
     # Local time: it is read by a person beside a clock.
@@ -127,7 +132,7 @@ class LiveBoard:
         if isinstance(update, Event):
             self._console.print(event_line(update), style=_LEVELS.get(update.level, "dim"))
         elif isinstance(update, Metric):
-            if update.kind == "train" and "loss" in update.values:
+            if update.kind == "train" and update.values.get("loss") is not None:
                 self._losses.append(update.values["loss"])
         else:
             self._progress.update(
@@ -176,7 +181,7 @@ class PlainLines:
 
     def _metric_line(self, metric: Metric) -> str:
         of = f"/{self._job.max_steps}" if self._job and self._job.max_steps else ""
-        values = "  ".join(f"{screen.sentence(name)} {value:.4g}" for name, value in metric.values.items())
+        values = "  ".join(f"{screen.sentence(name)} {_number(value)}" for name, value in metric.values.items())
         left = self._job.eta_s if self._job else None
         ending = f"  {screen.duration(left)} left" if left is not None and metric.kind == "train" else ""
         return f"{metric.kind} step {metric.step}{of}  {values}{ending}"

@@ -57,28 +57,19 @@ def _ready(http: httpx2.Client) -> Finding:
     try:
         document = answer.json()
     except ValueError:
-        document = {}
-    detail = _parts(document) or f"/readyz answered {answer.status_code}"
-    if answer.status_code == 200:
-        return Finding("ready", "ok", detail)
-    hint = document.get("hint") if isinstance(document, dict) else None
-    return Finding("ready", "fail", detail, hint or "mend the part that is named; the checks below say more about it")
-
-
-def _parts(document: Any) -> str:
-    """Return the parts that /readyz reports on, in words, however deep they lie."""
-    if not isinstance(document, dict):
-        return ""
-    parts = document.get("checks") or document.get("parts") or document
-    if not isinstance(parts, dict):
-        return str(document.get("detail") or "")
-    return ", ".join(f"{name}: {_word(value)}" for name, value in parts.items() if value is not None)
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, dict):
-        return " ".join(_word(item) for item in value.values() if item is not None)
-    return {True: "ok", False: "not ok"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+        document = None
+    if not isinstance(document, dict) or not isinstance(document.get("checks"), dict):
+        hint = "look at what stands between here and the server, such as a proxy"
+        return Finding("ready", "fail", f"/readyz answered {answer.status_code} and no report", hint)
+    checks: dict[str, Any] = document["checks"]
+    # A part that only delays jobs is not well either, but no reason to refuse them: that is for the status to say.
+    broken = [f"{name}: {check.get('detail') or 'broken'}" for name, check in checks.items() if not check.get("ok")]
+    if answer.status_code != 200:
+        hint = "mend the part that is named; the checks below say more where its settings are here"
+        return Finding("ready", "fail", "; ".join(broken) or f"/readyz answered {answer.status_code}", hint)
+    if warnings := document.get("warnings"):
+        return Finding("ready", "warn", "; ".join(map(str, warnings)), "jobs are taken, but something delays them")
+    return Finding("ready", "ok", ", ".join(f"{name} ok" for name in checks))
 
 
 def _clock(answer: httpx2.Response) -> Finding:

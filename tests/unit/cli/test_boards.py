@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from common.cli import boards
+from common.client.answers import parse
 from common.schemas.jobs import Event, JobRead, Metric
 from tests.unit.client.conftest import a_job, a_metric, an_event
 
@@ -83,6 +84,15 @@ def test_a_terminal_gets_a_bar_with_everything_on_it():
     for words in ("job.accepted", "training", "6/10", "loss 1.5", "250 tokens/s", "0:14 left", "█▁"):
         assert words in out
     assert out.rstrip().endswith("\x1b[?25h")
+
+
+def test_a_value_that_is_not_finite_is_shown_as_that():
+    metric = parse(Metric, a_metric(5, 4, loss=None))
+    for width, kind in ((200, boards.PlainLines), (140, boards.LiveBoard)):
+        console = Console(file=io.StringIO(), width=width, markup=False)
+        with kind(console) as board:
+            board.show(metric)
+        assert kind is boards.LiveBoard or console.file.getvalue() == "train step 4  loss not finite\n"
 
 
 def test_json_lines_are_for_programs(capsys):

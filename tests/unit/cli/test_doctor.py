@@ -15,7 +15,7 @@ from common.cli.checks import machine, parts, server
 from common.cli.checks.finding import Finding
 from common.db.engine import make_engine
 from tests.servers import S3
-from tests.unit.client.peer import Peer, problem, says
+from tests.unit.client.peer import Peer, problem, raw, says
 
 
 @pytest.fixture(autouse=True)
@@ -85,9 +85,12 @@ def test_this_machine(tmp_path: Path):
     assert found["gpu"].verdict in ("ok", "warn")
 
 
+READY = {"ready": True, "checks": {"database": {"ok": True, "detail": None}}, "warnings": []}
+
+
 def healthy(peer: Peer) -> None:
     peer.on("GET", "/livez", says({"status": "ok"}))
-    peer.on("GET", "/readyz", says({"status": "ok", "checks": {"database": "ok", "workers": {"train": 1}}}))
+    peer.on("GET", "/readyz", says(READY))
     peer.on("GET", "/jobs", says({"data": [], "has_more": False, "next": None}))
 
 
@@ -95,7 +98,7 @@ def test_a_healthy_server(peer: Peer, tunery):
     healthy(peer)
     done = tunery("doctor")
     assert done.exit_code == 0, done.output
-    for line in (f"ok    server: {peer.url}", "ok    ready: database: ok", "ok    clock: in step", "ok    api key:"):
+    for line in (f"ok    server: {peer.url}", "ok    ready: database ok", "ok    clock: in step", "ok    api key:"):
         assert line in done.stdout
     document = json.loads(tunery("doctor", "-o", "json").stdout)
     assert {item["verdict"] for item in document["data"]} <= {"ok", "warn"}
@@ -104,13 +107,16 @@ def test_a_healthy_server(peer: Peer, tunery):
 def test_a_server_that_is_not_ready_and_does_not_know_the_key(peer: Peer, tunery):
     healthy(peer)
     peer.script[("GET", "/readyz")].clear()
-    peer.on("GET", "/readyz", problem(503, "not_ready", detail="no worker is there", hint="start one"))
+    broken = {"ready": False, "checks": {"database": {"ok": False, "detail": "refused"}}, "warnings": []}
+    peer.on("GET", "/readyz", says(broken, 503), says({**READY, "warnings": ["no worker trains"]}), raw(b"<html>"))
     peer.script[("GET", "/jobs")].clear()
     peer.on("GET", "/jobs", problem(401, "unauthenticated", "the key is not known"))
     done = tunery("doctor")
     assert done.exit_code == 1
-    assert "fail  ready:" in done.stdout and "no worker is there" in done.stdout and "→ start one" in done.stdout
+    assert "fail  ready: database: refused" in done.stdout and "→ mend the part" in done.stdout
     assert "fail  api key: the key is not known" in done.stdout
+    assert "warn  ready: no worker trains" in tunery("doctor").stdout
+    assert "fail  ready: /readyz answered 200 and no report" in tunery("doctor").stdout
 
 
 def test_nobody_and_a_stranger_at_the_address(peer: Peer, tunery, monkeypatch: pytest.MonkeyPatch):
