@@ -9,6 +9,9 @@ from sqlalchemy.orm import Session
 
 from common.db.engine import db_now
 from common.db.rows import WorkerRow
+from common.errors import NotFound
+from common.jobs.queries import moment
+from common.schemas.workers import Worker
 
 # A worker beats every BEAT_S; one that was not heard for SILENT_S is shown as gone, and its row leaves after FORGET_S.
 BEAT_S = 5.0
@@ -59,3 +62,44 @@ def num_idle(session: Session, kind: str) -> int:
 def forget_silent(session: Session) -> None:
     """Remove the rows of workers that nobody has heard for a day."""
     session.execute(delete(WorkerRow).where(WorkerRow.heartbeat_at < db_now() - FORGET_S))
+
+
+def listed(session: Session) -> list[Worker]:
+    """Return every worker that was seen within a day, the latest heartbeat first."""
+    query = select(WorkerRow, WorkerRow.heartbeat_at < db_now() - SILENT_S)
+    found = session.execute(query.order_by(WorkerRow.heartbeat_at.desc(), WorkerRow.id))
+    return [_shown(row, silent) for row, silent in found]
+
+
+def drain(session: Session, worker_id: str) -> Worker:
+    """Wish that a worker hands back or finishes its job and takes no other.
+
+    Raises:
+        NotFound: no such worker.
+    """
+    query = select(WorkerRow, WorkerRow.heartbeat_at < db_now() - SILENT_S).where(WorkerRow.id == worker_id)
+    found = session.execute(query).one_or_none()
+    if found is None:
+        raise NotFound("there is no such worker", param="id", hint="GET /workers lists them.")
+    row, silent = found
+    row.desired = "drain"
+    session.flush()
+    return _shown(row, silent)
+
+
+def _shown(row: WorkerRow, silent: bool) -> Worker:
+    gone = silent or row.state == "gone"
+    state = "gone" if gone else "draining" if row.desired == "drain" else row.state
+    return Worker(
+        id=row.id,
+        name=row.name,
+        kind=row.kind,
+        state=state,
+        device=row.device,
+        device_name=row.device_name,
+        vram_bytes=row.vram_bytes,
+        base_model=None if gone else row.base_model,
+        job=None if gone else row.job_id,
+        heartbeat_at=moment(row.heartbeat_at),
+        started_at=moment(row.started_at),
+    )

@@ -35,6 +35,11 @@ def row(session: Session, tenant: str, job_id: str) -> JobRow:
     return found
 
 
+def owned(session: Session, tenant: str, job_ids: Sequence[str]) -> set[str]:
+    """Return those of `job_ids` that are jobs of the tenant."""
+    return set(session.scalars(select(JobRow.id).where(JobRow.tenant == tenant, JobRow.id.in_(job_ids))))
+
+
 def shown(job: JobRow) -> JobRead:
     """Return `job` as it is shown."""
     spec = JobSpec.model_validate(job.spec)

@@ -1,0 +1,57 @@
+"""What routes ask for: the parts of the installation, a session, the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy.orm import Session
+
+from common.context import Context
+from common.errors import Forbidden
+from common.keys import Caller
+
+
+def installation(request: Request) -> Context:
+    """Return the parts of this installation."""
+    context: Context = request.app.state.context
+    return context
+
+
+def reading(request: Request) -> Iterator[Session]:
+    """Yield a session for looking. It takes a connection at its first query only."""
+    with installation(request).read() as session:
+        yield session
+
+
+def writing(request: Request) -> Iterator[Session]:
+    """Yield a session that is committed once the route has returned; then the bell rings."""
+    with installation(request).write() as session:
+        yield session
+
+
+def caller(request: Request) -> Caller:
+    """Return who makes the request; `api.auth` has found it out."""
+    found: Caller = request.state.caller
+    return found
+
+
+def administrator(request: Request) -> Caller:
+    """Return who makes the request.
+
+    Raises:
+        Forbidden: it is no administrator.
+    """
+    who = caller(request)
+    if not who.admin:
+        raise Forbidden("only an administrator's key may do this", hint="Ask the operator.")
+    return who
+
+
+Installation = Annotated[Context, Depends(installation)]
+# "function": the session ends before the answer is sent, so that nobody hears of a change that is then rolled back.
+Reading = Annotated[Session, Depends(reading, scope="function")]
+Writing = Annotated[Session, Depends(writing, scope="function")]
+WhoCalls = Annotated[Caller, Depends(caller)]
+Administrator = Annotated[Caller, Depends(administrator)]

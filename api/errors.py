@@ -1,0 +1,126 @@
+"""The one place that knows which HTTP answer an error becomes."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from api import problems, validation
+from api.problems import FieldProblem
+from common import errors
+from common.errors import TuneryError
+
+RETRY_AFTER_S = 5
+_STATUS: tuple[tuple[type[TuneryError], int], ...] = (
+    (errors.Unauthenticated, 401),
+    (errors.Forbidden, 403),
+    (errors.NotFound, 404),
+    (errors.WrongState, 409),
+    (errors.TooLarge, 413),
+    (errors.UserError, 400),
+    (errors.InfraError, 503),
+    (errors.LeaseLost, 409),
+)
+_log = logging.getLogger(__name__)
+
+
+def install(app: FastAPI) -> None:
+    """Teach `app` to answer every error with a problem document. Unexpected ones end in `api.edge`."""
+    app.add_exception_handler(TuneryError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    for away in (OperationalError, InterfaceError, PoolTimeout):
+        app.add_exception_handler(away, _database_away)
+
+
+def request_id(request: Request) -> str | None:
+    """Return the id of the request, as `api.edge` gave it."""
+    found: str | None = request.scope.get("state", {}).get("request_id")
+    return found
+
+
+async def _refused(request: Request, error: Any) -> Response:
+    status = next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
+    if status >= 500:
+        _log.warning("request %s: %s", request_id(request), error)
+    return problems.response(
+        status,
+        error.message,
+        code=error.code,
+        param=error.param,
+        hint=error.hint,
+        request_id=request_id(request),
+        headers=_headers(status),
+    )
+
+
+def _headers(status: int) -> dict[str, str]:
+    if status == 401:
+        return {"WWW-Authenticate": "Bearer"}
+    # Clients that repeat every 409 would only hear it again.
+    return {503: {"Retry-After": str(RETRY_AFTER_S)}, 409: {"x-should-retry": "false"}}.get(status, {})
+
+
+async def _invalid(request: Request, error: Any) -> Response:
+    if isinstance(error.body, bytes):
+        return problems.response(
+            415,
+            "the body is not sent as JSON",
+            code="unsupported_media_type",
+            hint="Send it with the header Content-Type: application/json.",
+            request_id=request_id(request),
+        )
+    route = request.scope.get("route")
+    field = getattr(route, "body_field", None)
+    found = validation.field_problems(error.errors(), error.body, field.field_info.annotation if field else None)
+    return _bad_fields(request, found)
+
+
+def _bad_fields(request: Request, found: list[FieldProblem]) -> Response:
+    first = found[0]
+    detail = f"{first.param}: {first.message}" if first.param else first.message
+    if len(found) > 1:
+        detail += f" (and {len(found) - 1} more; see errors)"
+    return problems.response(
+        400,
+        detail,
+        code="invalid_input",
+        param=first.param,
+        hint=first.hint,
+        request_id=request_id(request),
+        errors=found,
+    )
+
+
+_BY_STATUS: dict[int, tuple[str, str, str | None]] = {
+    400: ("invalid_body", "the body cannot be read", "Send valid JSON in UTF-8, not too deeply nested."),
+    404: ("unknown_route", "there is no such route", "GET /openapi.json lists the routes; /docs shows them."),
+    405: ("method_not_allowed", "the route does not know this method", "The header Allow lists those it knows."),
+}
+
+
+async def _http(request: Request, error: Any) -> Response:
+    code, detail, hint = _BY_STATUS.get(error.status_code, ("http_error", str(error.detail), None))
+    return problems.response(
+        error.status_code, detail, code=code, hint=hint, request_id=request_id(request), headers=error.headers
+    )
+
+
+async def _database_away(request: Request, error: Any) -> Response:
+    reason = error.orig if isinstance(error, DBAPIError) else error
+    _log.warning("request %s: the database did not answer: %s", request_id(request), reason)
+    return problems.response(
+        503,
+        "the database does not answer",
+        code="database_away",
+        hint="Try again soon; GET /readyz says which part is away.",
+        request_id=request_id(request),
+        headers=_headers(503),
+    )

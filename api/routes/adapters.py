@@ -1,0 +1,48 @@
+"""What a job published: the adapter as one archive, and every file by itself, each behind a signed link."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends
+from starlette.responses import RedirectResponse
+
+from api.auth import AuthenticatedRoute, bearer
+from api.deps import Installation, Reading, WhoCalls
+from common.errors import WrongState
+from common.jobs import queries
+from common.schemas.jobs import Artifact, ArtifactList
+from common.storage import keys
+
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=AuthenticatedRoute, dependencies=[Depends(bearer)])
+
+
+@router.get(
+    "/{job_id}/adapter",
+    status_code=307,
+    response_class=RedirectResponse,
+    responses={307: {"description": "To a signed link of the adapter folder as .tar.gz"}},
+)
+def read_adapter(job_id: str, context: Installation, session: Reading, who: WhoCalls) -> RedirectResponse:
+    """Redirect to a signed link of the adapter folder as one .tar.gz."""
+    job = queries.row(session, who.tenant, job_id)
+    if job.manifest_key is None:
+        raise WrongState(
+            f"a job that is {job.status} has no adapter",
+            code="wrong_state",
+            param="id",
+            hint="Only a job that succeeded has one; GET /jobs/{id}?wait=60 waits for a change.",
+        )
+    key = job.manifest_key.removesuffix(keys.MANIFEST) + keys.ADAPTER_ARCHIVE
+    link = context.store.link(key, filename=f"{job.spec.get('suffix') or job.id}-{keys.ADAPTER_ARCHIVE}")
+    return RedirectResponse(link, headers={"Cache-Control": "no-store"})
+
+
+@router.get("/{job_id}/artifacts")
+def list_artifacts(job_id: str, context: Installation, session: Reading, who: WhoCalls) -> ArtifactList:
+    """List every published file with size, SHA-256 and a signed link; none before the job has succeeded."""
+    queries.row(session, who.tenant, job_id)
+    return ArtifactList(
+        data=[
+            Artifact(name=row.name, bytes=row.bytes, sha256=row.sha256, url=context.store.link(row.key))
+            for row in queries.artifacts(session, job_id)
+        ]
+    )

@@ -1,0 +1,197 @@
+"""Jobs: submit, list, read, wish, delete."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from api.auth import AuthenticatedRoute, bearer
+from api.deps import Installation, Reading, WhoCalls, Writing
+from api.watching import Watcher
+from common import base_models, datasets, uris
+from common.context import Context
+from common.errors import InvalidInput, NotFound
+from common.jobs import idempotency, lifecycle, queries, removal, states
+from common.schemas.jobs import JobList, JobRead, JobSpec, Status
+from common.storage import keys
+
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=AuthenticatedRoute, dependencies=[Depends(bearer)])
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="The same key with the same body answers the job that the first call made.",
+    ),
+]
+_LABEL = re.compile(r"metadata\[(.*)\]", re.DOTALL)
+_LABELS_DOC = {
+    "parameters": [
+        {
+            "name": "metadata",
+            "in": "query",
+            "style": "deepObject",
+            "explode": True,
+            "description": "`metadata[key]=value`: jobs with this label.",
+            "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+        }
+    ]
+}
+
+
+@router.post("", status_code=201)
+def submit_job(
+    spec: JobSpec,
+    response: Response,
+    context: Installation,
+    session: Writing,
+    who: WhoCalls,
+    idempotency_key: IdempotencyKey = None,
+) -> JobRead:
+    """Submit a job. It is checked by a preflight worker, then queued for a GPU."""
+    job_id, is_new = _submit(context, session, who.tenant, spec, idempotency_key)
+    if not is_new:
+        response.headers["Idempotent-Replayed"] = "true"
+    response.headers["Location"] = f"/jobs/{job_id}"
+    return queries.shown(queries.row(session, who.tenant, job_id))
+
+
+def _submit(context: Context, session: Session, tenant: str, spec: JobSpec, key: str | None) -> tuple[str, bool]:
+    # Before the checks: what the first call named may be gone by now.
+    first = idempotency.answered(session, tenant, key, spec) if key else None
+    if first is not None:
+        return first, False
+    base_models.check(spec.model, context.settings)
+    for param, uri in (("dataset", spec.dataset), ("validation_dataset", spec.validation_dataset)):
+        if uri is not None:
+            _check_dataset(context, session, tenant, uri, param)
+    if key:
+        return idempotency.submit(session, tenant, key, spec)
+    return lifecycle.submit(session, tenant, spec), True
+
+
+def _check_dataset(context: Context, session: Session, tenant: str, uri: str, param: str) -> None:
+    parsed = uris.parse(uri, context.settings, param)
+    if parsed.scheme != "dataset":
+        return
+    try:
+        datasets.keep(session, tenant, parsed.place)
+    except NotFound as error:
+        raise InvalidInput(
+            f"{param}: there is no dataset {parsed.place}",
+            param=param,
+            code="dataset_not_found",
+            hint="GET /datasets lists the uploads; POST /datasets makes one.",
+        ) from error
+
+
+def labels(request: Request) -> dict[str, str]:
+    """Return what `metadata[key]=value` in the query asks for."""
+    found: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        match = _LABEL.fullmatch(name)
+        if match is None and name.partition("[")[0] == "metadata":
+            raise InvalidInput(f"{name}: write metadata[key]=value", param="metadata")
+        if match is not None:
+            # The last two cannot be written in a path of SQLite's JSON functions.
+            if not match[1] or any(character in match[1] + value for character in "\x00") or set(match[1]) & set('"\\'):
+                raise InvalidInput(f"{name[:100]}: jobs cannot be listed by this key or value", param="metadata")
+            found[match[1]] = value
+    if len(found) > 16:
+        raise InvalidInput("metadata: at most 16 labels", param="metadata")
+    return found
+
+
+@router.get("", openapi_extra=_LABELS_DOC)
+def list_jobs(
+    session: Reading,
+    who: WhoCalls,
+    wanted: Annotated[dict[str, str], Depends(labels)],
+    status: Annotated[list[Status], Query(description="Repeat it for several.")] = [],  # noqa: B006
+    after: Annotated[str | None, Query(pattern=r"^\w{1,40}$", description="The last page's `next`.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> JobList:
+    """List jobs, newest first."""
+    return queries.page(session, who.tenant, status=status, metadata=wanted, after=after, limit=limit)
+
+
+@router.get(
+    "/{job_id}",
+    response_model=JobRead,
+    responses={304: {"description": "The job is still at the version of If-None-Match."}},
+)
+async def read_job(
+    job_id: str,
+    request: Request,
+    response: Response,
+    context: Installation,
+    who: WhoCalls,
+    wait: Annotated[
+        int, Query(ge=0, le=60, description="Seconds to wait for a change of a job that has not ended.")
+    ] = 0,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> JobRead | Response:
+    """Read a job. With `wait`, the answer is held back until the job changes or ends."""
+    job, version = await run_in_threadpool(_look, context, who.tenant, job_id)
+    if wait and job.status not in states.TERMINAL and _unchanged(version, if_none_match, default=True):
+        watcher: Watcher = request.app.state.watcher
+        with watcher.subscribe(job_id, version) as subscription:
+            await subscription.wait(wait)
+        job, version = await run_in_threadpool(_look, context, who.tenant, job_id)
+    headers = {"ETag": f'"{version}"', "Cache-Control": "no-cache"}
+    if _unchanged(version, if_none_match, default=False):
+        return Response(status_code=304, headers=headers)
+    response.headers.update(headers)
+    return job
+
+
+def _look(context: Context, tenant: str, job_id: str) -> tuple[JobRead, int]:
+    with context.read() as session:
+        row = queries.row(session, tenant, job_id)
+        return queries.shown(row), row.version
+
+
+def _unchanged(version: int, if_none_match: str | None, *, default: bool) -> bool:
+    """Return whether the header names `version`; `default` where there is no header."""
+    if if_none_match is None:
+        return default
+    tags = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+    return bool(tags & {"*", f'"{version}"'})
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(job_id: str, session: Writing, who: WhoCalls) -> JobRead:
+    """Cancel a job: one that waits at once, a running one as soon as its worker hears of it."""
+    lifecycle.request_cancel(session, who.tenant, job_id)
+    return queries.shown(queries.row(session, who.tenant, job_id))
+
+
+@router.post("/{job_id}/pause")
+def pause_job(job_id: str, session: Writing, who: WhoCalls) -> JobRead:
+    """Put a job aside: a queued one at once, a running one at its next checkpoint."""
+    lifecycle.pause(session, who.tenant, job_id)
+    return queries.shown(queries.row(session, who.tenant, job_id))
+
+
+@router.post("/{job_id}/resume")
+def resume_job(job_id: str, session: Writing, who: WhoCalls) -> JobRead:
+    """Queue a paused job again; it goes on from its last checkpoint."""
+    lifecycle.resume(session, who.tenant, job_id)
+    return queries.shown(queries.row(session, who.tenant, job_id))
+
+
+@router.delete("/{job_id}", status_code=204)
+def delete_job(job_id: str, context: Installation, who: WhoCalls) -> None:
+    """Delete an ended job, its history and its objects."""
+    with context.read() as session:
+        removal.check_ended(session, who.tenant, job_id)
+    # Objects first: if the store fails half-way, the job is still there to be deleted once more.
+    context.store.delete_prefix(keys.job(who.tenant, job_id))
+    with context.write() as session:
+        removal.delete_rows(session, who.tenant, job_id)

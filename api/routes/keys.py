@@ -1,0 +1,64 @@
+"""API keys of the caller's tenant; an administrator may name another."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+
+from api.auth import AuthenticatedRoute, bearer
+from api.deps import Reading, WhoCalls, Writing
+from common import keys
+from common.db.rows import ApiKeyRow
+from common.errors import Forbidden
+from common.jobs.queries import moment
+from common.keys import Caller
+from common.schemas.keys import KeyCreate, KeyCreated, KeyList, KeyRead
+
+router = APIRouter(prefix="/keys", tags=["keys"], route_class=AuthenticatedRoute, dependencies=[Depends(bearer)])
+
+Tenant = Annotated[
+    str | None,
+    Query(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Another tenant's keys; administrators only."),
+]
+
+
+@router.post("", status_code=201)
+def create_key(body: KeyCreate, session: Writing, who: WhoCalls) -> KeyCreated:
+    """Make a key. It is shown this once: only its hash is stored."""
+    row, key = keys.create(session, name=body.name, tenant=_tenant(who, body.tenant))
+    return KeyCreated(**_shown(row).model_dump(), key=key)
+
+
+@router.get("")
+def list_keys(session: Reading, who: WhoCalls, tenant: Tenant = None) -> KeyList:
+    """List the keys of the tenant, newest first."""
+    return KeyList(data=[_shown(row) for row in keys.listed(session, _tenant(who, tenant))])
+
+
+@router.delete("/{key_id}", status_code=204)
+def revoke_key(key_id: str, session: Writing, who: WhoCalls, tenant: Tenant = None) -> None:
+    """Revoke a key at once."""
+    keys.revoke(session, _tenant(who, tenant), key_id)
+
+
+def _tenant(who: Caller, wanted: str | None) -> str:
+    if wanted not in (None, who.tenant) and not who.admin:
+        raise Forbidden(
+            "tenant: only an administrator's key may name another tenant",
+            param="tenant",
+            hint="Leave the tenant out.",
+        )
+    return wanted or who.tenant
+
+
+def _shown(row: ApiKeyRow) -> KeyRead:
+    return KeyRead(
+        id=row.id,
+        name=row.name,
+        tenant=row.tenant,
+        hint=row.hint,
+        created_at=moment(row.created_at),
+        last_used_at=None if row.last_used_at is None else moment(row.last_used_at),
+        revoked_at=None if row.revoked_at is None else moment(row.revoked_at),
+    )

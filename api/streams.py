@@ -1,0 +1,83 @@
+"""A job as server-sent events: what happened, what was measured, how it stands; one cursor for all of it.
+
+`event` and `metric` carry their cursor as the message's id, so that a client that comes back with Last-Event-ID goes
+on exactly there. `job`, the state as a whole, carries none: it repeats, and must not move anybody's cursor.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from pydantic_core import to_json
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+
+from api.watching import Watcher
+from common.context import Context
+from common.errors import NotFound
+from common.jobs import queries, states
+
+PING_S = 15.0
+_BATCH = 200
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is new behind a cursor: messages as they are sent, the new cursor, and the job's version."""
+
+    messages: bytes
+    after: int
+    version: int
+    more: bool
+    ended: bool
+
+
+def read(context: Context, tenant: str, job_id: str, after: int, shown_version: int) -> Batch:
+    """Return what follows the cursor `after`, and the job's state unless `shown_version` was that already.
+
+    Raises:
+        NotFound: no such job in this tenant.
+    """
+    with context.read() as session:
+        # The row before its history: a state must not be shown before what led to it.
+        job = queries.row(session, tenant, job_id)
+        changes = queries.changes(session, job_id, after=after, limit=_BATCH)
+        messages = [
+            format_sse_event(data_str=to_json(value, inf_nan_mode="null").decode(), event=kind, id=str(cursor))
+            for cursor, kind, value in changes
+        ]
+        more = len(changes) == _BATCH
+        if not more and job.version != shown_version:
+            messages.append(format_sse_event(data_str=queries.shown(job).model_dump_json(), event="job"))
+        last = changes[-1][0] if changes else after
+        return Batch(b"".join(messages), last, job.version, more, job.status in states.TERMINAL and not more)
+
+
+async def follow(context: Context, watcher: Watcher, tenant: str, job_id: str, after: int) -> AsyncIterator[bytes]:
+    """Yield messages until the job has ended and everything was sent, or the server closes."""
+    version = -1
+    with watcher.subscribe(job_id, version) as subscription:
+        while not watcher.closed:
+            try:
+                batch = await run_in_threadpool(read, context, tenant, job_id, after, version)
+            except NotFound:
+                return
+            except SQLAlchemyError as error:
+                # The client comes back with its cursor, and hears 503 as long as the database is away.
+                _log.warning("the stream of %s was cut: %s", job_id, error)
+                return
+            after = batch.after
+            if batch.messages:
+                yield batch.messages
+            if batch.ended:
+                return
+            if batch.more:
+                continue
+            version = batch.version
+            subscription.saw(version)
+            while not await subscription.wait(PING_S):
+                yield KEEPALIVE_COMMENT

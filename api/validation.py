@@ -1,0 +1,137 @@
+"""What pydantic found wrong with a request, in words for whoever wrote it.
+
+pydantic reports every branch of a union by itself, under names of its own such as `constrained-float` or
+`literal['auto']`. Here a field has one path, as it was typed, and one message.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from api.problems import FieldProblem
+
+Errors = Sequence[Mapping[str, Any]]
+_MOST = 20
+# Errors of a union's branches that were not meant: kept only if no branch took the value's type.
+_WRONG_KIND = ("_type", "_parsing", "literal_error", "enum")
+
+
+def field_problems(errors: Errors, body: Any, model: Any) -> list[FieldProblem]:
+    """Return one problem for each field.
+
+    Args:
+        errors: pydantic's list, whose paths begin with body, query, path or header.
+        body: the parsed body, to tell what was typed from what pydantic added.
+        model: the annotation of the body, for suggestions; None if there is no body.
+    """
+    grouped: dict[tuple[str | int, ...], list[Mapping[str, Any]]] = {}
+    for error in errors:
+        where, *path = error["loc"] or ("body",)
+        typed = _typed_path(path, body, error["type"]) if where == "body" else tuple(path[:1])
+        grouped.setdefault(typed, []).append(error)
+    return [_problem(path, found, model) for path, found in list(grouped.items())[:_MOST]]
+
+
+def _typed_path(path: Iterable[str | int], body: Any, kind: str) -> tuple[str | int, ...]:
+    """Return the part of pydantic's path that names something in the body, or a field that is missing in it."""
+    typed: list[str | int] = []
+    here = body
+    for part in path:
+        if _holds(here, part):
+            here = here[part]
+        elif not (kind == "missing" and isinstance(here, dict)):
+            continue
+        typed.append(part)
+    return tuple(typed)
+
+
+def _holds(here: Any, part: str | int) -> bool:
+    if isinstance(here, dict):
+        return part in here
+    return isinstance(here, list) and isinstance(part, int) and part < len(here)
+
+
+def _problem(path: tuple[str | int, ...], errors: Errors, model: Any) -> FieldProblem:
+    param = dotted(path)
+    kind = errors[0]["type"]
+    if kind == "extra_forbidden":
+        return FieldProblem(param=param, message="is not a known key", hint=_suggestion(path, model))
+    if kind == "missing":
+        return FieldProblem(param=param, message="is required")
+    if kind == "json_invalid":
+        reason = (errors[0].get("ctx") or {}).get("error", "")
+        return FieldProblem(message=f"the body is not valid JSON: {reason} at byte {errors[0]['loc'][-1]}")
+    message, named = _message(errors, path)
+    return FieldProblem(param=named, message=message)
+
+
+def _message(errors: Errors, path: tuple[str | int, ...]) -> tuple[str, str | None]:
+    """Return what is wrong, and the path of the field that it is about."""
+    meant = [error for error in errors if not error["type"].endswith(_WRONG_KIND)]
+    words = [error for error in errors if error["type"] == "literal_error"]
+    chosen = [*meant, *(error for error in words if error not in meant)] if meant else list(errors)
+    texts = list(dict.fromkeys(_words(error) for error in chosen))
+    # A check over several fields says itself which one it is about: `max_steps: 0 trains nothing`.
+    named, colon, rest = texts[0].partition(": ")
+    if (
+        colon
+        and len(texts) == 1
+        and named.replace("_", "").replace(".", "").isalnum()
+        and errors[0]["type"] == "value_error"
+    ):
+        return rest, dotted((*path, named))
+    alternatives = [texts[0], *(text.removeprefix("must be ") for text in texts[1:])]
+    return " or ".join(alternatives), dotted(path)
+
+
+def _words(error: Mapping[str, Any]) -> str:
+    text = str(error["msg"]).removeprefix("Value error, ")
+    for theirs, ours in (("Input should be ", "must be "), ("Input should have ", "must have ")):
+        text = text.replace(theirs, ours)
+    return text
+
+
+def dotted(path: Iterable[str | int]) -> str | None:
+    """Return a path as `hyperparameters.learning_rate`, or None for the body itself."""
+    return ".".join(str(part) for part in path) or None
+
+
+def _suggestion(path: tuple[str | int, ...], model: Any) -> str | None:
+    """Return what an unknown key was probably meant to be, or where it belongs."""
+    key = str(path[-1])
+    owner = _model_at(path[:-1], model)
+    if owner is None:
+        return None
+    for name, field in owner.model_fields.items():
+        inner = _first_model(field.annotation)
+        if inner is not None and key in inner.model_fields:
+            return f"It belongs in {dotted((*path[:-1], name))}."
+    root = _first_model(model)
+    if root is not None and owner is not root and key in root.model_fields:
+        return "It belongs at the top level."
+    close = difflib.get_close_matches(key, owner.model_fields, n=1)
+    if close:
+        return f"Did you mean {close[0]}?"
+    return f"Known keys: {', '.join(owner.model_fields)}."
+
+
+def _model_at(path: Iterable[str | int], annotation: Any) -> type[BaseModel] | None:
+    model = _first_model(annotation)
+    for part in path:
+        field = model.model_fields.get(str(part)) if model else None
+        model = _first_model(field.annotation) if field else None
+    return model
+
+
+def _first_model(annotation: Any) -> type[BaseModel] | None:
+    """Return the model in an annotation such as `Lora`, `Lora | None` or `Annotated[Lora, …]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        return next((model for part in get_args(annotation) if (model := _first_model(part))), None)
+    return None

@@ -1,0 +1,70 @@
+"""Base models that need no hub: folders under `TUNERY_MODEL_DIR`, each with a `config.json`.
+
+A folder may carry `tunery.json` with the public `id` and `revision` that its adapters name.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from common.errors import InvalidInput
+from common.schemas.workers import BaseModelInfo
+from common.settings import Settings
+
+
+def names(settings: Settings) -> list[str]:
+    """Return the names of the folders that hold a base model, sorted."""
+    if settings.model_dir is None or not settings.model_dir.is_dir():
+        return []
+    return sorted(found.parent.name for found in settings.model_dir.glob("*/config.json"))
+
+
+def check(model: str, settings: Settings) -> None:
+    """Raise unless `model` is a hub id, which is looked up later, or the name of a folder that is there.
+
+    Raises:
+        InvalidInput: there is no such folder; the hint lists those that there are.
+    """
+    name = model.partition("@")[0]
+    if "/" in name:
+        return
+    found = names(settings)
+    if name not in found:
+        there_are = f"There are: {', '.join(found[:20])}." if found else "The operator has put none there."
+        raise InvalidInput(
+            f"model: there is no base model {name!r} on this server",
+            param="model",
+            code="base_not_found",
+            hint=f"Name a folder under TUNERY_MODEL_DIR, or a hub id as org/name. {there_are}",
+        )
+
+
+def listed(settings: Settings) -> list[BaseModelInfo]:
+    """Return the base models of the folders, with the size of their weights in bytes."""
+    return [_shown(settings.model_dir / name) for name in names(settings) if settings.model_dir]
+
+
+def _shown(folder: Path) -> BaseModelInfo:
+    card = _card(folder / "tunery.json")
+    return BaseModelInfo(
+        id=folder.name,
+        name=_text(card.get("id")),
+        revision=_text(card.get("revision")),
+        source="folder",
+        bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+    )
+
+
+def _card(path: Path) -> dict[str, Any]:
+    # An operator's file: what is broken in it must not take the list away.
+    try:
+        card = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return card if isinstance(card, dict) else {}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

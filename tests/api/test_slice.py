@@ -1,0 +1,88 @@
+"""The way through the API that a stranger takes: upload, submit, watch, download."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+
+import httpx2
+
+from common.jobs import lifecycle
+from common.jobs.lifecycle import Published
+from common.storage import keys
+from tests.api.conftest import BASE, SPEC, Api
+
+
+def upload(client: httpx2.Client, content: bytes = b'{"text": "a"}\n', name: str = "train.jsonl") -> httpx2.Response:
+    return client.post("/datasets", files={"file": (name, content)})
+
+
+def test_a_job_from_upload_to_adapter(any_api: Api) -> None:
+    with any_api.client() as client:
+        job_id = submit(client)
+        run(any_api, job_id)
+        download(client, job_id)
+
+
+def submit(client: httpx2.Client) -> str:
+    dataset = upload(client).json()
+    assert set(dataset) == {"id", "name", "bytes", "sha256", "uri", "created_at"}
+    answer = client.post("/jobs", json={"model": BASE, "dataset": dataset["uri"], "suffix": "bot"})
+    assert answer.status_code == 201, answer.text
+    job = answer.json()
+    assert answer.headers["location"] == f"/jobs/{job['id']}"
+    assert job["status"] == "validating" and job["dataset"] == dataset["uri"]
+    return str(job["id"])
+
+
+def download(client: httpx2.Client, job_id: str) -> None:
+    assert client.get(f"/jobs/{job_id}").json()["status"] == "succeeded"
+    answer = client.get(f"/jobs/{job_id}/adapter")
+    assert answer.status_code == 307
+    fetched = httpx2.get(answer.headers["location"], trust_env=False)
+    assert "bot-adapter.tar.gz" in fetched.headers["content-disposition"]
+    with tarfile.open(fileobj=io.BytesIO(fetched.content)) as archive:
+        assert archive.getnames() == ["adapter/a.txt"]
+    listed = client.get(f"/jobs/{job_id}/artifacts").json()["data"]
+    assert [item["name"] for item in listed] == ["adapter.tar.gz"]
+    assert httpx2.get(listed[0]["url"], trust_env=False).content == fetched.content
+
+
+def run(api: Api, job_id: str) -> None:
+    """Do what the workers do: check, train, publish."""
+    with api.context.write() as session:
+        check = lifecycle.claim_preflight(session, "p", 60)
+        assert check is not None and check.job_id == job_id
+        lifecycle.accept(session, check, base_id="b", base_revision=None, dataset_sha256="0" * 64, report={})
+    with api.context.write() as session:
+        claim = lifecycle.claim(session, "w", 60)
+        assert claim is not None
+        prefix = keys.attempt(claim.tenant, claim.job_id, claim.epoch)
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+            archive.addfile(tarfile.TarInfo("adapter/a.txt"))
+        api.context.store.put_bytes(prefix + keys.ADAPTER_ARCHIVE, buffer.getvalue())
+        archive_entry = {
+            "name": keys.ADAPTER_ARCHIVE,
+            "key": prefix + keys.ADAPTER_ARCHIVE,
+            "bytes": 1,
+            "sha256": "0" * 64,
+        }
+        lifecycle.publish(session, claim, Published(prefix + keys.MANIFEST, "0" * 64, [archive_entry]), {})
+
+
+def test_health_needs_no_key(api: Api) -> None:
+    assert httpx2.get(f"{api.url}/livez", trust_env=False).json() == {"status": "ok"}
+    answer = httpx2.get(f"{api.url}/readyz", trust_env=False)
+    assert answer.status_code == 200, answer.text
+    report = answer.json()
+    assert all(report["checks"][name]["ok"] for name in ("database", "migration", "store", "broker")), report
+    assert len(report["warnings"]) == 2, "no worker runs, and that is said"
+
+
+def test_a_submit_names_what_is_wrong(client: httpx2.Client) -> None:
+    answer = client.post("/jobs", json={**SPEC, "hyperparameters": {"learning_rte": 1e-4}})
+    assert answer.status_code == 400
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["param"] == "hyperparameters.learning_rte" and problem["hint"] == "Did you mean learning_rate?"
