@@ -26,12 +26,12 @@ from common.db.rows import JobRow
 from common.errors import InfraError, InvalidInput, LeaseLost, UserError
 from common.jobs import lifecycle, queries
 from common.jobs.lifecycle import Claim, Event, Failure, Limits
-from worker import bases, fetch, publish
+from worker import bases, publish, specs
 from worker.child import Child
 from worker.heart import Heart, Interrupted
 from worker.recorder import Recorder
 from worker.trainer import protocol
-from worker.trainer.protocol import BaseRef, Checkpoint, Failed, Result, TrainSpec
+from worker.trainer.protocol import Checkpoint, Failed, Result, TrainSpec
 
 _POLL_S = 0.2
 _log = logging.getLogger(__name__)
@@ -89,39 +89,24 @@ class Attempt:
     def _fetch(self) -> TrainSpec:
         with self._context.read() as session:
             job = queries.row(session, self._claim.tenant, self._claim.job_id)
-        alive = self._heart.check
-        train = fetch.dataset(self._context, job.tenant, job.spec["dataset"], self._folder, "train", alive)
-        if train.sha256 != job.dataset_sha256:
+        files = specs.fetch_files(self._context, job, self._folder, self._heart.check)
+        if files.train.sha256 != job.dataset_sha256:
             raise InvalidInput(
                 "dataset: its content changed after the job was checked",
                 code="dataset_changed",
                 param="dataset",
                 hint="Upload it with POST /datasets, which never changes.",
             )
-        validation = job.spec.get("validation_dataset")
-        held_out = (
-            fetch.dataset(self._context, job.tenant, validation, self._folder, "validation", alive)
-            if validation
-            else None
-        )
         base = self._base(job)
         self.base_id = base.id
-        path = bases.fetch(base, self._settings, alive, weights=True)
-        spec = TrainSpec(
-            job_id=job.id,
-            attempt=self._claim.epoch,
-            job=job.spec,
-            base=BaseRef(str(path), base.id, base.revision),
-            train_file=train.file,
-            train_sha256=train.sha256,
-            validation_file=held_out.file if held_out else None,
+        path = bases.fetch(base, self._settings, self._heart.check, weights=True)
+        return specs.write(
+            self._folder,
+            specs.of(self._settings, self._claim, job, base, path, files),
             resume_from=self._restore(),
             device=self._device,
-            threads=self._settings.trainer_threads,
             shrink=job.shrink,
         )
-        spec.write(self._folder)
-        return spec
 
     def _base(self, job: JobRow) -> bases.Base:
         name = job.spec["model"].partition("@")[0]

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from common import uris
 from common.context import Context
 from common.db.rows import DatasetRow
-from common.errors import InvalidInput, NotFound, TooLarge
+from common.errors import InvalidInput, NotFound, TooLarge, UserError
 from common.settings import Settings
 from common.storage.store import sha256_of
 from worker import bases, guard
@@ -32,21 +32,32 @@ class Fetched:
     bytes: int
 
 
-def dataset(context: Context, tenant: str, uri: str, folder: Path, name: str, alive: Callable[[], None]) -> Fetched:
-    """Fetch `uri` into `folder`/dataset/ as `name` with the suffix of what was fetched.
+def dataset(
+    context: Context,
+    tenant: str,
+    uri: str,
+    folder: Path,
+    name: str,
+    alive: Callable[[], None],
+    param: str = _PARAM,
+) -> Fetched:
+    """Fetch `uri` into `folder`/dataset/ as `name` with the suffix of what was fetched; errors blame `param`.
 
     Raises:
-        InvalidInput: the URI is not allowed, or leads to nothing.
-        TooLarge: more bytes than the operator allows.
+        InvalidInput: the URI is not allowed, leads to nothing, or to more bytes than the operator allows.
         InfraError: where it lies cannot be reached now.
     """
-    uris.check(uri, context.settings)
     partial = folder / "dataset" / f"{name}.partial"
     partial.parent.mkdir(exist_ok=True)
     try:
+        uris.check(uri, context.settings)
         source = _SOURCES[uri.partition(":")[0]](context, tenant, uri, partial, alive)
     except NotFound as error:
-        raise InvalidInput(f"{_PARAM}: there is nothing at {uri}", param=_PARAM, code="dataset_not_found") from error
+        raise InvalidInput(f"{param}: there is nothing at {uri}", param=param, code="dataset_not_found") from error
+    except UserError as error:
+        # The sources below speak of `dataset`; the field to mend may be the other one.
+        message = f"{param}:{error.message.removeprefix(f'{_PARAM}:')}"
+        raise InvalidInput(message, code=error.code, param=param, hint=error.hint) from error
     suffix = PurePosixPath(source).suffix.lower()
     path = partial.with_name(name + (suffix if suffix in _SUFFIXES else ""))
     partial.rename(path)

@@ -17,11 +17,11 @@ from common.context import Context
 from common.errors import InfraError, LeaseLost, UserError
 from common.jobs import doorbell, lifecycle, queries
 from common.jobs.lifecycle import Claim, Failure, Limits
-from worker import bases, fetch
+from worker import bases, specs
 from worker.child import Child
 from worker.heart import Heart, Interrupted
 from worker.trainer import protocol
-from worker.trainer.protocol import BaseRef, Failed, Result, TrainSpec
+from worker.trainer.protocol import Failed, Result, TrainSpec
 from worker.workplace import Device, Workplace
 
 _POLL_S = 0.2
@@ -77,23 +77,8 @@ class _Check:
             job = queries.row(session, self._claim.tenant, self._claim.job_id)
         base = bases.resolve(job.spec["model"], context.settings)
         path = bases.fetch(base, context.settings, alive, weights=False)
-        train = fetch.dataset(context, job.tenant, job.spec["dataset"], self._folder, "train", alive)
-        validation = job.spec.get("validation_dataset")
-        held_out = (
-            fetch.dataset(context, job.tenant, validation, self._folder, "validation", alive) if validation else None
-        )
-        spec = TrainSpec(
-            job_id=job.id,
-            attempt=self._claim.epoch,
-            job=job.spec,
-            base=BaseRef(str(path), base.id, base.revision),
-            train_file=train.file,
-            train_sha256=train.sha256,
-            validation_file=held_out.file if held_out else None,
-            device="cpu",
-        )
-        spec.write(self._folder)
-        return spec
+        files = specs.fetch_files(context, job, self._folder, alive)
+        return specs.write(self._folder, specs.of(context.settings, self._claim, job, base, path, files), device="cpu")
 
     def _ask(self, spec: TrainSpec) -> Result | Failure:
         """Run the check as a child; return its report, or why it says no, or how it died."""
