@@ -46,7 +46,7 @@ def worker(
     Each is pinned to its card; without a GPU, one works on the CPU.
     """
     from common import settings
-    from common.cli.cards import cards
+    from common.cards import cards
 
     kind = "preflight" if preflight else "train"
     arguments = [kind, *(["--once"] if once else [])]

@@ -2,6 +2,7 @@
 
     DIR/up.lock       held while a `tunery up` runs here
     DIR/up.json       its address and process id, for the command line
+    DIR/environment.json  the settings of its processes while it runs, mode 0600, for the doctor
     DIR/api-key       the first API key, mode 0600
     DIR/stack.json    generated credentials and ports, mode 0600
     DIR/tunery.db     the database      DIR/valkey/  the broker's file      DIR/s3/  the objects

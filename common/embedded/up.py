@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from common import settings as settings_of
+from common.cards import cards
 from common.embedded.base_model import ensure_base, is_installed
 from common.embedded.children import Child, Children, run_to_end
 from common.embedded.ports import free_ports, is_free
@@ -42,7 +43,7 @@ def run_up(port: int | None = None, workers: int | None = None, data_dir: Path |
     """
     settings = settings_of.load()
     folder = (data_dir or settings.data_dir).absolute()
-    with _only_one(folder), _Signals() as signals:
+    with _private_files(), _only_one(folder), _Signals() as signals:
         chosen_port = _chosen_port(settings.host, settings.port if port is None else port)
         stack = Stack(folder, settings)
         children = Children(say=_say)
@@ -55,7 +56,8 @@ def run_up(port: int | None = None, workers: int | None = None, data_dir: Path |
             _say("stopping: a running job is given back with a checkpoint; a second Ctrl-C does not wait for it")
         finally:
             signals.stopping = True
-            (folder / "up.json").unlink(missing_ok=True)
+            for name in ("up.json", "environment.json"):
+                (folder / name).unlink(missing_ok=True)
             children.stop(hurry=lambda: signals.again)
             stack.remove_sockets()
     _say("stopped")
@@ -81,6 +83,8 @@ def _start(children: Children, stack: Stack, settings: Settings, port: int, work
         _prepare_base_model(stack.data_dir)
     api = _python("api", environment, stack, rank=_SERVICE_RANK, grace_s=_API_GRACE_S)
     children.start(api, lambda: _is_alive(settings.host, port))
+    # The doctor looks at the same parts.
+    write_private(stack.data_dir / "environment.json", json.dumps(stack.environment(), indent=1) + "\n")
     write_private(stack.data_dir / "up.json", json.dumps({"url": url, "pid": os.getpid()}) + "\n")
     placed = _worker_children(environment, stack, settings, workers)
     for child in placed:
@@ -101,8 +105,6 @@ def _prepare_base_model(data_dir: Path) -> None:
 def _worker_children(
     environment: Mapping[str, str], stack: Stack, settings: Settings, workers: int | None
 ) -> list[Child]:
-    from common.cli.cards import cards
-
     pinned = cards() if settings.device == "auto" else []
     count = workers if workers is not None else max(1, len(pinned))
     grace_s = settings.stop_grace_s + _LEAVE_S
@@ -130,6 +132,16 @@ def _python(
     title = name or module.rpartition(".")[2]
     argv = (sys.executable, "-m", module, *arguments)
     return Child(title, argv, environment, stack.log(title), rank=rank, grace_s=grace_s)
+
+
+@contextlib.contextmanager
+def _private_files() -> Iterator[None]:
+    """Let this process and its children make files for their user alone: the data directory holds others' work."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextlib.contextmanager

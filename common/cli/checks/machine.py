@@ -8,7 +8,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from common.cli.cards import query
+from common.cards import query
 from common.cli.checks.finding import Finding, guarded
 from common.cli.screen import size
 

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import select
 
 import migrations
-from common.cli.cards import cards
+from common.cards import cards
 from common.db.engine import Sessions, make_engine
 from common.db.rows import WorkerRow
 
