@@ -18,6 +18,8 @@ Update = Event | Metric | JobRead
 
 _BARS = "▁▂▃▄▅▆▇█"
 _SPARK_POINTS = 24
+# Below so many columns there is no room for the sparkline.
+_WIDE = 110
 _LEVELS = {"warning": "yellow", "error": "red"}
 
 
@@ -108,16 +110,16 @@ class LiveBoard:
 
     def __enter__(self) -> Self:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+        from rich.table import Column
 
-        self._progress = Progress(
-            SpinnerColumn(finished_text=" "),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[steps]}", markup=False),
-            TextColumn("{task.fields[numbers]}", markup=False),
-            TextColumn("{task.fields[spark]}", style="cyan", markup=False),
-            console=self._console,
-        )
+        def text(template: str, **style: Any) -> TextColumn:
+            return TextColumn(template, markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"), **style)
+
+        columns = [SpinnerColumn(finished_text=" "), text("{task.description}"), BarColumn(bar_width=24)]
+        columns += [text("{task.fields[steps]}"), text("{task.fields[numbers]}")]
+        if self._console.width >= _WIDE:
+            columns.append(text("{task.fields[spark]}", style="cyan"))
+        self._progress = Progress(*columns, console=self._console)
         self._progress.start()
         self._task = self._progress.add_task("waiting", total=None, steps="", numbers="", spark="")
         return self

@@ -86,6 +86,17 @@ def test_a_terminal_gets_a_bar_with_everything_on_it():
     assert out.rstrip().endswith("\x1b[?25h")
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 140])
+def test_the_bar_stays_on_one_line(width):
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, markup=False)
+    with boards.LiveBoard(console) as board:
+        for update in UPDATES:
+            if not isinstance(update, Event):
+                board.show(update)
+        frame = console.render_lines(board._progress.get_renderable(), pad=False)
+        assert len(frame) == 1
+
+
 def test_a_value_that_is_not_finite_is_shown_as_that():
     metric = parse(Metric, a_metric(5, 4, loss=None))
     for width, kind in ((200, boards.PlainLines), (140, boards.LiveBoard)):
