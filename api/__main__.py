@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
+from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 from fastapi import FastAPI
@@ -28,8 +31,16 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
+    # uvicorn raises the signal once more when it has stopped: without this the process would die before it has rung
+    # the last bells.
+    raise SystemExit(0)
+
+
 def main() -> int:
     """Serve until a signal comes; return an exit code."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
     values = settings.load()
     log.configure(values)
     try:

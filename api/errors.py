@@ -85,7 +85,7 @@ async def _invalid(request: Request, error: Any) -> Response:
 
 def _bad_fields(request: Request, found: list[FieldProblem]) -> Response:
     first = found[0]
-    detail = f"{first.param}: {first.message}" if first.param else first.message
+    detail = f"{first.param or 'the body'}: {first.message}"
     if len(found) > 1:
         detail += f" (and {len(found) - 1} more; see errors)"
     return problems.response(
@@ -102,6 +102,11 @@ def _bad_fields(request: Request, found: list[FieldProblem]) -> Response:
 _BY_STATUS: dict[int, tuple[str, str, str | None]] = {
     400: ("invalid_body", "the body cannot be read", "Send valid JSON in UTF-8, not too deeply nested."),
     404: ("unknown_route", "there is no such route", "GET /openapi.json lists the routes; /docs shows them."),
+    413: (
+        "too_large",
+        "the body is longer than allowed",
+        "Split it; datasets may also be named by an s3:// or https:// URI.",
+    ),
     405: ("method_not_allowed", "the route does not know this method", "The header Allow lists those it knows."),
 }
 

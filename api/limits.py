@@ -51,7 +51,7 @@ async def _refuse(scope: Scope, body: _Body, limit: int) -> None:
         413,
         f"the body is longer than {limit} bytes",
         code="too_large",
-        hint="Datasets go to POST /datasets in parts of that size, or by an s3:// or https:// URI.",
+        hint="Split it; datasets may also be named by an s3:// or https:// URI.",
         request_id=scope.get("state", {}).get("request_id"),
     )
     await answer(scope, body.receive, body.send)

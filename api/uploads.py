@@ -18,6 +18,8 @@ from common.errors import InvalidInput, TooLarge
 _FIELD = "file"
 _NAME_MAX = 255
 _HEADER_BYTES = 8192
+# RFC 2046, 5.1.1.
+_BOUNDARY_MAX = 70
 _WRITE_BYTES = 2**20
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _HINT = "Send multipart/form-data with one field `file`, as `curl -F file=@train.jsonl` does."
@@ -39,8 +41,9 @@ async def receive(request: Request, path: Path, limit_bytes: int) -> Upload:
         InvalidInput: the body is not such a form, or the file is empty.
         TooLarge: the file is longer than `limit_bytes`.
     """
-    receiver = _Receiver(path, limit_bytes, _boundary(request))
+    boundary = _boundary(request)
     buffer = bytearray()
+    receiver = _Receiver(path, limit_bytes, boundary)
     try:
         async for chunk in request.stream():
             buffer += chunk
@@ -60,7 +63,7 @@ async def receive(request: Request, path: Path, limit_bytes: int) -> Upload:
 def _boundary(request: Request) -> bytes:
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary", b"")
-    if kind != b"multipart/form-data" or not boundary:
+    if kind != b"multipart/form-data" or not 0 < len(boundary) <= _BOUNDARY_MAX:
         raise InvalidInput("the body is no multipart form", code="invalid_form", param=_FIELD, hint=_HINT)
     return boundary
 
@@ -70,7 +73,6 @@ class _Receiver:
 
     def __init__(self, path: Path, limit_bytes: int, boundary: bytes):
         self._limit = limit_bytes
-        self._out = path.open("wb")
         self._hash = hashlib.sha256()
         self._size = 0
         self._name: str | None = None
@@ -89,6 +91,7 @@ class _Receiver:
                 "on_end": self._end,
             },
         )
+        self._out = path.open("wb")
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the form."""

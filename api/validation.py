@@ -16,7 +16,15 @@ from pydantic import BaseModel
 from api.problems import FieldProblem
 
 Errors = Sequence[Mapping[str, Any]]
+Path = tuple[str | int, ...]
 _MOST = 20
+_PHRASES = (
+    ("Input should be a valid dictionary or object to extract fields from", "must be an object"),
+    ("Input should be ", "must be "),
+    ("String should match pattern", "must match the pattern"),
+    (", unable to parse raw data as a unicode string", " of Unicode, without lone surrogates"),
+    (", unable to parse string as an integer", ""),
+)
 # Errors of a union's branches that were not meant: kept only if no branch took the value's type.
 _WRONG_KIND = ("_type", "_parsing", "literal_error", "enum")
 
@@ -29,15 +37,22 @@ def field_problems(errors: Errors, body: Any, model: Any) -> list[FieldProblem]:
         body: the parsed body, to tell what was typed from what pydantic added.
         model: the annotation of the body, for suggestions; None if there is no body.
     """
-    grouped: dict[tuple[str | int, ...], list[Mapping[str, Any]]] = {}
+    grouped: dict[Path, list[Mapping[str, Any]]] = {}
     for error in errors:
         where, *path = error["loc"] or ("body",)
         typed = _typed_path(path, body, error["type"]) if where == "body" else tuple(path[:1])
         grouped.setdefault(typed, []).append(error)
-    return [_problem(path, found, model) for path, found in list(grouped.items())[:_MOST]]
+    meant = [(path, found) for path, found in grouped.items() if not _is_other_branch(path, found, grouped)]
+    return [_problem(path, found, model) for path, found in meant[:_MOST]]
 
 
-def _typed_path(path: Iterable[str | int], body: Any, kind: str) -> tuple[str | int, ...]:
+def _is_other_branch(path: Path, found: Errors, grouped: Mapping[Path, Errors]) -> bool:
+    """Return whether a union's branch was not meant: something is wrong deeper within a branch that was."""
+    deeper = any(len(other) > len(path) and other[: len(path)] == path for other in grouped)
+    return deeper and all(error["type"].endswith(_WRONG_KIND) for error in found)
+
+
+def _typed_path(path: Iterable[str | int], body: Any, kind: str) -> Path:
     """Return the part of pydantic's path that names something in the body, or a field that is missing in it."""
     typed: list[str | int] = []
     here = body
@@ -56,7 +71,7 @@ def _holds(here: Any, part: str | int) -> bool:
     return isinstance(here, list) and isinstance(part, int) and part < len(here)
 
 
-def _problem(path: tuple[str | int, ...], errors: Errors, model: Any) -> FieldProblem:
+def _problem(path: Path, errors: Errors, model: Any) -> FieldProblem:
     param = dotted(path)
     kind = errors[0]["type"]
     if kind == "extra_forbidden":
@@ -65,12 +80,12 @@ def _problem(path: tuple[str | int, ...], errors: Errors, model: Any) -> FieldPr
         return FieldProblem(param=param, message="is required")
     if kind == "json_invalid":
         reason = (errors[0].get("ctx") or {}).get("error", "")
-        return FieldProblem(message=f"the body is not valid JSON: {reason} at byte {errors[0]['loc'][-1]}")
+        return FieldProblem(message=f"is not valid JSON: {reason} at character {errors[0]['loc'][-1]}")
     message, named = _message(errors, path)
     return FieldProblem(param=named, message=message)
 
 
-def _message(errors: Errors, path: tuple[str | int, ...]) -> tuple[str, str | None]:
+def _message(errors: Errors, path: Path) -> tuple[str, str | None]:
     """Return what is wrong, and the path of the field that it is about."""
     meant = [error for error in errors if not error["type"].endswith(_WRONG_KIND)]
     words = [error for error in errors if error["type"] == "literal_error"]
@@ -85,13 +100,20 @@ def _message(errors: Errors, path: tuple[str | int, ...]) -> tuple[str, str | No
         and errors[0]["type"] == "value_error"
     ):
         return rest, dotted((*path, named))
-    alternatives = [texts[0], *(text.removeprefix("must be ") for text in texts[1:])]
-    return " or ".join(alternatives), dotted(path)
+    if len(texts) > 1:
+        texts[0] = texts[0].replace("' or '", "', '")
+    return " or ".join([texts[0], *(text.removeprefix("must be ") for text in texts[1:])]), dotted(path)
 
 
 def _words(error: Mapping[str, Any]) -> str:
+    bounds = error.get("ctx") or {}
+    if "min_length" in bounds or "max_length" in bounds:
+        unit = "characters" if isinstance(error.get("input"), str) else "items"
+        least, most = bounds.get("min_length"), bounds.get("max_length")
+        bound = f"at least {least}" if least is not None else f"at most {most}"
+        return f"must have {bound} {unit if (least or most) != 1 else unit[:-1]}"
     text = str(error["msg"]).removeprefix("Value error, ")
-    for theirs, ours in (("Input should be ", "must be "), ("Input should have ", "must have ")):
+    for theirs, ours in _PHRASES:
         text = text.replace(theirs, ours)
     return text
 
@@ -101,7 +123,7 @@ def dotted(path: Iterable[str | int]) -> str | None:
     return ".".join(str(part) for part in path) or None
 
 
-def _suggestion(path: tuple[str | int, ...], model: Any) -> str | None:
+def _suggestion(path: Path, model: Any) -> str | None:
     """Return what an unknown key was probably meant to be, or where it belongs."""
     key = str(path[-1])
     owner = _model_at(path[:-1], model)

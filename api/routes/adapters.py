@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Depends
 from starlette.responses import RedirectResponse
 
 from api.auth import AuthenticatedRoute, bearer
 from api.deps import Installation, Reading, WhoCalls
+from api.documentation import problem_answers
 from common.errors import WrongState
 from common.jobs import queries
 from common.schemas.jobs import Artifact, ArtifactList
@@ -14,12 +17,14 @@ from common.storage import keys
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=AuthenticatedRoute, dependencies=[Depends(bearer)])
 
+_LINK: dict[int | str, dict[str, Any]] = {307: {"description": "To a signed link of the adapter as .tar.gz"}}
+
 
 @router.get(
     "/{job_id}/adapter",
     status_code=307,
     response_class=RedirectResponse,
-    responses={307: {"description": "To a signed link of the adapter folder as .tar.gz"}},
+    responses=_LINK | problem_answers(404, 409),
 )
 def read_adapter(job_id: str, context: Installation, session: Reading, who: WhoCalls) -> RedirectResponse:
     """Redirect to a signed link of the adapter folder as one .tar.gz."""
@@ -36,7 +41,7 @@ def read_adapter(job_id: str, context: Installation, session: Reading, who: WhoC
     return RedirectResponse(link, headers={"Cache-Control": "no-store"})
 
 
-@router.get("/{job_id}/artifacts")
+@router.get("/{job_id}/artifacts", responses=problem_answers(404))
 def list_artifacts(job_id: str, context: Installation, session: Reading, who: WhoCalls) -> ArtifactList:
     """List every published file with size, SHA-256 and a signed link; none before the job has succeeded."""
     queries.row(session, who.tenant, job_id)

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from api import uploads
 from api.auth import AuthenticatedRoute, bearer
 from api.deps import Installation, Reading, WhoCalls
+from api.documentation import problem_answers
 from api.uploads import Upload
 from common import datasets
 from common.context import Context
@@ -23,6 +24,7 @@ router = APIRouter(
     prefix="/datasets", tags=["datasets"], route_class=AuthenticatedRoute, dependencies=[Depends(bearer)]
 )
 
+_KNOWN: dict[int | str, dict[str, Any]] = {200: {"model": Dataset, "description": "The same file is there already."}}
 _FORM_DOC: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -40,7 +42,7 @@ _FORM_DOC: dict[str, Any] = {
 }
 
 
-@router.post("", status_code=201, openapi_extra=_FORM_DOC, responses={200: {"model": Dataset}})
+@router.post("", status_code=201, openapi_extra=_FORM_DOC, responses=_KNOWN | problem_answers(413))
 async def upload_dataset(request: Request, response: Response, context: Installation, who: WhoCalls) -> Dataset:
     """Upload a JSONL, JSON, CSV or Parquet file. The same file again answers 200 and the dataset that is there."""
     try:
@@ -89,13 +91,13 @@ def list_datasets(
     return datasets.page(session, who.tenant, after=after, limit=limit)
 
 
-@router.get("/{dataset_id}")
+@router.get("/{dataset_id}", responses=problem_answers(404))
 def read_dataset(dataset_id: str, session: Reading, who: WhoCalls) -> Dataset:
     """Read what is known of a dataset."""
     return datasets.shown(datasets.get(session, who.tenant, dataset_id))
 
 
-@router.delete("/{dataset_id}", status_code=204)
+@router.delete("/{dataset_id}", status_code=204, responses=problem_answers(404, 409))
 def delete_dataset(dataset_id: str, context: Installation, who: WhoCalls) -> None:
     """Delete a dataset, and its object unless another dataset has the same content."""
     with context.write() as session:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from api import streams
 from api.auth import AuthenticatedRoute, bearer
 from api.deps import Installation, Reading, WhoCalls
+from api.documentation import problem_answers
 from common.context import Context
 from common.jobs import queries
 from common.jobs.queries import moment
@@ -27,7 +28,7 @@ _STREAM_DOC: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/{job_id}/events", response_model=EventList, responses=_STREAM_DOC)
+@router.get("/{job_id}/events", response_model=EventList, responses=_STREAM_DOC | problem_answers(404))
 async def list_events(
     job_id: str,
     request: Request,
@@ -63,7 +64,7 @@ def _events(context: Context, tenant: str, job_id: str, after: int, limit: int) 
         return queries.events(session, job_id, after=after, limit=limit)
 
 
-@router.get("/{job_id}/metrics")
+@router.get("/{job_id}/metrics", responses=problem_answers(404))
 def list_metrics(
     job_id: str,
     session: Reading,
@@ -76,7 +77,7 @@ def list_metrics(
     return queries.metrics(session, job_id, after=after, limit=limit)
 
 
-@router.get("/{job_id}/checkpoints")
+@router.get("/{job_id}/checkpoints", responses=problem_answers(404))
 def list_checkpoints(job_id: str, session: Reading, who: WhoCalls) -> CheckpointList:
     """List the checkpoints that lie complete in the store, the highest step first."""
     queries.row(session, who.tenant, job_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from sqlalchemy.orm import Session
@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.auth import AuthenticatedRoute, bearer
 from api.deps import Installation, Reading, WhoCalls, Writing
+from api.documentation import problem_answers
 from api.watching import Watcher
 from common import base_models, datasets, uris
 from common.context import Context
@@ -30,6 +31,7 @@ IdempotencyKey = Annotated[
         description="The same key with the same body answers the job that the first call made.",
     ),
 ]
+_UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "The job is still at that version."}}
 _LABEL = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 _LABELS_DOC = {
     "parameters": [
@@ -45,7 +47,7 @@ _LABELS_DOC = {
 }
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, responses=problem_answers(409, 413, 415))
 def submit_job(
     spec: JobSpec,
     response: Response,
@@ -99,13 +101,17 @@ def labels(request: Request) -> dict[str, str]:
         if match is None and name.partition("[")[0] == "metadata":
             raise InvalidInput(f"{name}: write metadata[key]=value", param="metadata")
         if match is not None:
-            # The last two cannot be written in a path of SQLite's JSON functions.
-            if not match[1] or any(character in match[1] + value for character in "\x00") or set(match[1]) & set('"\\'):
-                raise InvalidInput(f"{name[:100]}: jobs cannot be listed by this key or value", param="metadata")
+            _check_label(match[1], value)
             found[match[1]] = value
     if len(found) > 16:
         raise InvalidInput("metadata: at most 16 labels", param="metadata")
     return found
+
+
+def _check_label(key: str, value: str) -> None:
+    # Quotes and backslashes cannot be written in a path of SQLite's JSON functions.
+    if not key or set(key) & set('"\\\x00') or "\x00" in value:
+        raise InvalidInput(f"metadata[{key[:64]}]: jobs cannot be listed by this key or value", param="metadata")
 
 
 @router.get("", openapi_extra=_LABELS_DOC)
@@ -124,7 +130,7 @@ def list_jobs(
 @router.get(
     "/{job_id}",
     response_model=JobRead,
-    responses={304: {"description": "The job is still at the version of If-None-Match."}},
+    responses=_UNCHANGED | problem_answers(404),
 )
 async def read_job(
     job_id: str,
@@ -165,28 +171,28 @@ def _unchanged(version: int, if_none_match: str | None, *, default: bool) -> boo
     return bool(tags & {"*", f'"{version}"'})
 
 
-@router.post("/{job_id}/cancel")
+@router.post("/{job_id}/cancel", responses=problem_answers(404, 409))
 def cancel_job(job_id: str, session: Writing, who: WhoCalls) -> JobRead:
     """Cancel a job: one that waits at once, a running one as soon as its worker hears of it."""
     lifecycle.request_cancel(session, who.tenant, job_id)
     return queries.shown(queries.row(session, who.tenant, job_id))
 
 
-@router.post("/{job_id}/pause")
+@router.post("/{job_id}/pause", responses=problem_answers(404, 409))
 def pause_job(job_id: str, session: Writing, who: WhoCalls) -> JobRead:
     """Put a job aside: a queued one at once, a running one at its next checkpoint."""
     lifecycle.pause(session, who.tenant, job_id)
     return queries.shown(queries.row(session, who.tenant, job_id))
 
 
-@router.post("/{job_id}/resume")
+@router.post("/{job_id}/resume", responses=problem_answers(404, 409))
 def resume_job(job_id: str, session: Writing, who: WhoCalls) -> JobRead:
     """Queue a paused job again; it goes on from its last checkpoint."""
     lifecycle.resume(session, who.tenant, job_id)
     return queries.shown(queries.row(session, who.tenant, job_id))
 
 
-@router.delete("/{job_id}", status_code=204)
+@router.delete("/{job_id}", status_code=204, responses=problem_answers(404, 409))
 def delete_job(job_id: str, context: Installation, who: WhoCalls) -> None:
     """Delete an ended job, its history and its objects."""
     with context.read() as session:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query
 
 from api.auth import AuthenticatedRoute, bearer
 from api.deps import Reading, WhoCalls, Writing
+from api.documentation import problem_answers
 from common import keys
 from common.db.rows import ApiKeyRow
 from common.errors import Forbidden
@@ -23,20 +24,20 @@ Tenant = Annotated[
 ]
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, responses=problem_answers(403, 413, 415))
 def create_key(body: KeyCreate, session: Writing, who: WhoCalls) -> KeyCreated:
     """Make a key. It is shown this once: only its hash is stored."""
     row, key = keys.create(session, name=body.name, tenant=_tenant(who, body.tenant))
     return KeyCreated(**_shown(row).model_dump(), key=key)
 
 
-@router.get("")
+@router.get("", responses=problem_answers(403))
 def list_keys(session: Reading, who: WhoCalls, tenant: Tenant = None) -> KeyList:
     """List the keys of the tenant, newest first."""
     return KeyList(data=[_shown(row) for row in keys.listed(session, _tenant(who, tenant))])
 
 
-@router.delete("/{key_id}", status_code=204)
+@router.delete("/{key_id}", status_code=204, responses=problem_answers(403, 404))
 def revoke_key(key_id: str, session: Writing, who: WhoCalls, tenant: Tenant = None) -> None:
     """Revoke a key at once."""
     keys.revoke(session, _tenant(who, tenant), key_id)

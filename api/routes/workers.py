@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends
 
 from api.auth import AuthenticatedRoute, bearer
 from api.deps import Administrator, Reading, WhoCalls, Writing
+from api.documentation import problem_answers
 from common import workers
 from common.jobs import queries
 from common.schemas.workers import Worker, WorkerList
@@ -25,7 +26,7 @@ def list_workers(session: Reading, who: WhoCalls) -> WorkerList:
     )
 
 
-@router.post("/{worker_id}/drain")
+@router.post("/{worker_id}/drain", responses=problem_answers(403, 404))
 def drain_worker(worker_id: str, session: Writing, _: Administrator) -> Worker:
     """Let a worker hand back or finish its job and take no other."""
     return workers.drain(session, worker_id)

@@ -13,13 +13,17 @@ from typing import Any
 import httpx2
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 import migrations
 from api.__main__ import Server
 from api.app import create_app
+from api.watching import Watcher
 from common import context, keys
 from common.context import Context
+from common.jobs import lifecycle
 from common.settings import Settings
+from common.storage import keys as object_keys
 from tests.servers import S3
 
 BASE = "tiny-base"
@@ -32,6 +36,7 @@ class Api:
     context: Context
     url: str
     key: str
+    watcher: Watcher
 
     def client(self, key: str | None = None) -> httpx2.Client:
         headers = {"authorization": f"Bearer {self.key if key is None else key}"}
@@ -43,9 +48,8 @@ class Api:
 
 
 @contextmanager
-def served(parts: Context) -> Iterator[str]:
+def served(app: FastAPI) -> Iterator[str]:
     """Serve the API on a free port from a thread and yield its address."""
-    app = create_app(parts)
     config = uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=2)
     server = Server(app, config)
     listening = config.bind_socket()
@@ -93,7 +97,8 @@ def start(settings: Settings) -> Iterator[Callable[..., Api]]:
             parts = context.build(made)
             stack.callback(parts.close)
             migrations.upgrade(parts.sessions.engine)
-            api = Api(parts, stack.enter_context(served(parts)), "")
+            app = create_app(parts)
+            api = Api(parts, stack.enter_context(served(app)), "", app.state.watcher)
             return replace(api, key=api.new_key(admin=True))
 
         yield started
@@ -116,6 +121,27 @@ def client(api: Api) -> Iterator[httpx2.Client]:
     """An administrator's client of `api`."""
     with api.client() as made:
         yield made
+
+
+def drive(parts: Context, job_id: str) -> lifecycle.Claim:
+    """Let the job pass its check and be claimed, as workers do."""
+    with parts.write() as session:
+        check = lifecycle.claim_preflight(session, "p", 60)
+        assert check is not None and check.job_id == job_id
+        lifecycle.accept(session, check, base_id="b", base_revision=None, dataset_sha256="0" * 64, report={})
+    with parts.write() as session:
+        claim = lifecycle.claim(session, "w", 60)
+        assert claim is not None and claim.job_id == job_id
+    return claim
+
+
+def finish(parts: Context, claim: lifecycle.Claim) -> None:
+    """Publish an empty adapter."""
+    key = object_keys.attempt(claim.tenant, claim.job_id, claim.epoch) + object_keys.MANIFEST
+    artifact = {"name": object_keys.MANIFEST, "key": key, "bytes": 2, "sha256": "0" * 64}
+    parts.store.put_bytes(key, b"{}")
+    with parts.write() as session:
+        lifecycle.publish(session, claim, lifecycle.Published(key, "0" * 64, [artifact]), {})
 
 
 SPEC: dict[str, Any] = {"model": BASE, "dataset": "https://example.com/train.jsonl"}

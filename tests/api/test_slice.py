@@ -10,7 +10,7 @@ import httpx2
 from common.jobs import lifecycle
 from common.jobs.lifecycle import Published
 from common.storage import keys
-from tests.api.conftest import BASE, SPEC, Api
+from tests.api.conftest import BASE, SPEC, Api, drive
 
 
 def upload(client: httpx2.Client, content: bytes = b'{"text": "a"}\n', name: str = "train.jsonl") -> httpx2.Response:
@@ -50,25 +50,15 @@ def download(client: httpx2.Client, job_id: str) -> None:
 
 def run(api: Api, job_id: str) -> None:
     """Do what the workers do: check, train, publish."""
+    claim = drive(api.context, job_id)
+    prefix = keys.attempt(claim.tenant, claim.job_id, claim.epoch)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("adapter/a.txt"))
+    api.context.store.put_bytes(prefix + keys.ADAPTER_ARCHIVE, buffer.getvalue())
+    packed = {"name": keys.ADAPTER_ARCHIVE, "key": prefix + keys.ADAPTER_ARCHIVE, "bytes": 1, "sha256": "0" * 64}
     with api.context.write() as session:
-        check = lifecycle.claim_preflight(session, "p", 60)
-        assert check is not None and check.job_id == job_id
-        lifecycle.accept(session, check, base_id="b", base_revision=None, dataset_sha256="0" * 64, report={})
-    with api.context.write() as session:
-        claim = lifecycle.claim(session, "w", 60)
-        assert claim is not None
-        prefix = keys.attempt(claim.tenant, claim.job_id, claim.epoch)
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-            archive.addfile(tarfile.TarInfo("adapter/a.txt"))
-        api.context.store.put_bytes(prefix + keys.ADAPTER_ARCHIVE, buffer.getvalue())
-        archive_entry = {
-            "name": keys.ADAPTER_ARCHIVE,
-            "key": prefix + keys.ADAPTER_ARCHIVE,
-            "bytes": 1,
-            "sha256": "0" * 64,
-        }
-        lifecycle.publish(session, claim, Published(prefix + keys.MANIFEST, "0" * 64, [archive_entry]), {})
+        lifecycle.publish(session, claim, Published(prefix + keys.MANIFEST, "0" * 64, [packed]), {})
 
 
 def test_health_needs_no_key(api: Api) -> None:
