@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -9,12 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+from tests.faults.hash_trainer import PR_SET_PDEATHSIG
 from worker.trainer import protocol
 from worker.trainer.protocol import Failed, Result, Sender, TrainSpec
 
 
 def main() -> int:
     """Check the dataset of the run in the folder of the arguments."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     folder = Path(sys.argv[1])
     spec, say = TrainSpec.read(folder), Sender(sys.stdout.buffer)
     misbehave = spec.job["metadata"].get("check")

@@ -3,12 +3,14 @@
 Fault runs measure faults, not imports. Its result depends on the data, the seed and the number of steps only, so that
 an interrupted run must end in the same bytes as an undisturbed one. `metadata` of the job says how it behaves:
 `step_s` (seconds a step), `fault` (`crash`, `oom`, `hang`, `diverge`, `bad_input`, `device`, `full`) at step
-`fault_at`, in attempts up to `fault_attempts`.
+`fault_at`, in attempts up to `fault_attempts`. `trail` is a file to which each step appends a line, before anybody else
+hears of it: `time job epoch what step value`, a log that no fault of the service can touch.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -36,6 +38,7 @@ class Commands:
     """What the supervisor has said so far."""
 
     def __init__(self) -> None:
+        self.run = threading.Event()
         self.stop = threading.Event()
         self.deadline = float("inf")
         threading.Thread(target=self._read, daemon=True).start()
@@ -44,15 +47,33 @@ class Commands:
         # Unbuffered: a daemon thread that holds a buffer's lock breaks the interpreter's exit.
         for line in open(0, "rb", buffering=0, closefd=False):  # noqa: SIM115
             command = json.loads(line)
-            if command["do"] == "stop":
+            if command["do"] == "run":
+                self.run.set()
+            elif command["do"] == "stop":
                 self.stop.set()
             elif command["do"] == "deadline":
                 self.deadline = command["monotonic"]
         os._exit(1)  # the supervisor is gone
 
     @property
+    def late(self) -> bool:
+        return time.monotonic() >= self.deadline
+
+    @property
     def leave(self) -> bool:
-        return self.stop.is_set() or time.monotonic() >= self.deadline
+        return self.stop.is_set() or self.late
+
+
+class Trail:
+    """Says outside what this attempt does; one write a line, so that lines of several processes never mix."""
+
+    def __init__(self, path: str | None, who: str):
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666) if path else None
+        self._who = who
+
+    def __call__(self, what: str, step: int, value: str) -> None:
+        if self._file is not None:
+            os.write(self._file, f"{time.time():.6f} {self._who} {what} {step} {value}\n".encode())
 
 
 class Run:
@@ -70,6 +91,7 @@ class Run:
         self.step_s = float(metadata.get("step_s", 0.01))
         self.fault, self.fault_at = metadata.get("fault"), int(metadata.get("fault_at", 1))
         self.fault_attempts = int(metadata.get("fault_attempts", 10**6))
+        self.trail = Trail(metadata.get("trail"), f"{self.spec.job_id} {self.spec.attempt}")
         self.step, self.value = self._start()
 
     def _start(self) -> tuple[int, str]:
@@ -80,12 +102,18 @@ class Run:
         return 0, hashlib.sha256(data + str(self.spec.job["seed"]).encode()).hexdigest()
 
     def train(self) -> int:
+        self.commands.run.wait()
         self.say(Stage("train"))
+        self.trail("started", self.step, self.value)
         while self.step < self.max_steps:
             self._misbehave()
             time.sleep(self.step_s)
+            if self.commands.late:
+                self.checkpoint()
+                return protocol.DRAINED
             self.step += 1
             self.value = hashlib.sha256(f"{self.value}{self.step}".encode()).hexdigest()
+            self.trail("step", self.step, self.value)
             self.say(Progress(self.step, self.max_steps, 100.0, (self.max_steps - self.step) * self.step_s))
             self.say(Metrics(self.step, {"loss": int(self.value[:8], 16) / 2**32}))
             leave = self.commands.leave
@@ -113,6 +141,7 @@ class Run:
         adapter.mkdir(parents=True)
         (adapter / "adapter_model.safetensors").write_text(self.value)
         (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": self.spec.base.id}))
+        self.trail("finished", self.step, self.value)
         self.say(Result({"final": self.value, "environment": dict(os.environ), "shrink": self.spec.shrink}))
         return protocol.DONE
 
@@ -133,7 +162,14 @@ class Run:
 def main() -> int:
     """Run the attempt in the folder of the arguments."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    return Run(Path(sys.argv[1])).train()
+    run = Run(Path(sys.argv[1]))
+    try:
+        return run.train()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        run.say(Failed("disk_full", "The worker's disk is full."))
+        return protocol.DISK_FULL
 
 
 if __name__ == "__main__":
