@@ -134,6 +134,9 @@ def checkpoints(session: Session, job_id: str) -> list[CheckpointRow]:
 
 def changes(session: Session, job_id: str, *, after: int, limit: int = 200) -> list[tuple[int, str, dict[str, Any]]]:
     """Return events and metrics after a cursor as (cursor, kind, JSON value), in one sequence, for streaming."""
+    # Up to what was there before the first of the two queries: what is committed between them could otherwise be seen
+    # by the second only, and a cursor would pass over the rest of it.
+    until = session.scalar(select(JobRow.seq).where(JobRow.id == job_id)) or 0
     found = [
         (item.id, "event", item.model_dump(mode="json"))
         for item in events(session, job_id, after=after, limit=limit).data
@@ -150,4 +153,4 @@ def changes(session: Session, job_id: str, *, after: int, limit: int = 200) -> l
             "values": item.values,
         }
         found.append((item.seq, "metric", value))
-    return sorted(found, key=lambda change: change[0])[:limit]
+    return sorted((change for change in found if change[0] <= until), key=lambda change: change[0])[:limit]
