@@ -1,0 +1,75 @@
+"""`python -m benchmarks.child`: the trainer child, as a supervisor drives it, on a base of a real shape.
+
+Feeds it the body of `POST /jobs` with its defaults and prints speed (real tokens only), memory and the adapter's files.
+Needs no database, broker or store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import shapes
+from common.schemas.jobs import JobSpec
+from worker.trainer import protocol
+from worker.trainer.protocol import BaseRef, Failed, Message, Metrics, Note, Result, TrainSpec
+
+
+def write_run(folder: Path, base: Path, job: dict[str, Any], num_rows: int) -> None:
+    """Lay out the folder of a run in `folder`."""
+    (folder / "dataset").mkdir(parents=True)
+    rows = shapes.chat_rows(num_rows)
+    (folder / "dataset" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    frozen = JobSpec.model_validate({"model": base.name, "dataset": "dataset:ds_0"} | job).model_dump(mode="json")
+    TrainSpec("job_benchmark", 1, frozen, BaseRef(str(base.resolve()), f"benchmark/{base.name}"),
+              "dataset/train.jsonl", "0" * 64).write(folder)  # fmt: skip
+
+
+def drive(folder: Path) -> tuple[int, list[Message]]:
+    """Run the child in `folder` and return its exit code and what it said."""
+    process = subprocess.Popen([sys.executable, "-m", "worker.trainer", str(folder)], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE)  # fmt: skip
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(json.dumps({"do": "run"}).encode() + b"\n")
+    process.stdin.flush()
+    said = []
+    for line in process.stdout:
+        said.append(protocol.decode(line))
+        if isinstance(said[-1], Note | Metrics | Failed):
+            print(said[-1], flush=True)
+    return process.wait(), said
+
+
+def main() -> int:
+    """Build the base, run the child, print what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--shape", choices=shapes.SHAPES, default="llama3-8b")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--rows", type=int, default=400)
+    parser.add_argument("--job", type=json.loads, default={}, help="JSON laid over the body of POST /jobs")
+    parser.add_argument("--out", type=Path)
+    chosen = parser.parse_args()
+    started = time.monotonic()
+    base = shapes.build(chosen.folder / chosen.shape, chosen.shape, device=chosen.device)
+    print(f"base ready after {time.monotonic() - started:.0f} s", flush=True)
+    run = chosen.folder / f"run-{time.time_ns()}"
+    write_run(run, base, chosen.job, chosen.rows)
+    code, said = drive(run)
+    files = {path.name: path.stat().st_size for path in sorted((run / "out").rglob("*")) if path.is_file()}
+    reports = [message.report for message in said if isinstance(message, Result)]
+    answer = {"exit_code": code, "report": reports[0] if reports else None, "files": files}
+    text = json.dumps(answer, indent=1)
+    print(text)
+    if chosen.out:
+        chosen.out.write_text(text)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
