@@ -20,6 +20,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 _SPARK_POINTS = 24
 # Below so many columns there is no room for the sparkline.
 _WIDE = 110
+_LOSSES = ("loss", "eval_loss")
 _LEVELS = {"warning": "yellow", "error": "red"}
 
 
@@ -61,15 +62,15 @@ def phase(job: JobRead) -> str:
 
 def numbers(job: JobRead) -> list[str]:
     """Return what a running job measures: loss, speed, time left; what is not known is left out."""
-    found = []
-    if job.loss is not None:
-        found.append(f"loss {job.loss:.4g}")
-    if job.status == "running":
-        if job.tokens_per_s:
-            found.append(f"{job.tokens_per_s:,.0f} tokens/s")
-        if job.eta_s is not None:
-            found.append(f"{screen.duration(job.eta_s)} left")
-    return found
+    return ([] if job.loss is None else [f"loss {job.loss:.4g}"]) + pace(job)
+
+
+def pace(job: JobRead) -> list[str]:
+    """Return how fast a running job is, and the time that is left."""
+    if job.status != "running":
+        return []
+    speed = [f"{job.tokens_per_s:,.0f} tokens/s"] if job.tokens_per_s else []
+    return speed + ([] if job.eta_s is None else [f"{screen.duration(job.eta_s)} left"])
 
 
 def steps(job: JobRead) -> str:
@@ -182,11 +183,12 @@ class PlainLines:
                 self._print("  ".join(filter(None, [screen.sentence(now), steps(update), *numbers(update)])))
 
     def _metric_line(self, metric: Metric) -> str:
+        # The loss is what one watches; `logs -o json` and `GET /jobs/{id}/metrics` have the rest.
+        shown = [name for name in metric.values if name in _LOSSES] or list(metric.values)
         of = f"/{self._job.max_steps}" if self._job and self._job.max_steps else ""
-        values = "  ".join(f"{screen.sentence(name)} {_number(value)}" for name, value in metric.values.items())
-        left = self._job.eta_s if self._job else None
-        ending = f"  {screen.duration(left)} left" if left is not None and metric.kind == "train" else ""
-        return f"{metric.kind} step {metric.step}{of}  {values}{ending}"
+        words = [f"{metric.kind} step {metric.step}{of}"]
+        words += [f"{screen.sentence(name)} {_number(metric.values[name])}" for name in shown]
+        return "  ".join(words + (pace(self._job) if self._job and metric.kind == "train" else []))
 
     def _print(self, text: str, style: str | None = None) -> None:
         self._console.print(text, style=style)

@@ -69,7 +69,7 @@ def test_plain_lines_tell_each_thing_once():
     assert lines[0] == "validating"
     assert "job.accepted" in lines[1]
     assert lines[2:4] == ["queued", "training  3/10  loss 1.5  250 tokens/s  0:14 left"]
-    assert lines[4] == "train step 4/10  loss 1.25  0:14 left"
+    assert lines[4] == "train step 4/10  loss 1.25  250 tokens/s  0:14 left"
     assert lines[6] == "succeeded  10/10  loss 1.5"
     assert len(lines) == 7
 
