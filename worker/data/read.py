@@ -40,21 +40,21 @@ def read_rows(source: Source) -> RawRows:
         empty = False
         yield item
     if empty:
-        raise source.bad_file("the dataset holds no rows", "add at least one row")
+        raise source.bad_file("the file holds no rows", "add at least one row")
 
 
 def _reader(source: Source) -> Callable[[Source], RawRows]:
     with source.path.open("rb") as file:
         head = file.read(4096)
     if not head:
-        raise source.bad_file("the dataset is an empty file", "upload a file that has at least one row")
+        raise source.bad_file("the file is empty", "upload a file that has at least one row")
     for magic, what in _PACKED.items():
         if head.startswith(magic):
-            raise source.bad_file(f"the dataset is {what}", f"unpack it; accepted are {ACCEPTED}")
+            raise source.bad_file(f"the file is {what}", f"unpack it; accepted are {ACCEPTED}")
     if head.startswith(b"PAR1"):
         return read_parquet
     if head.startswith(_UTF16):
-        raise source.bad_file("the dataset is not UTF-8 at byte 0: it looks like UTF-16", "save it as UTF-8")
+        raise source.bad_file("the file is not UTF-8 at byte 0: it looks like UTF-16", "save it as UTF-8")
     return _text_reader(source, head.removeprefix(BOM).lstrip())
 
 

@@ -26,21 +26,21 @@ class Source:
 
     def bad_row(self, number: int, message: str, hint: str | None = None) -> InvalidInput:
         """Return the error that row `number` is wrong."""
-        return InvalidInput(f"row {number}: {message}", code="bad_row", param=self.param, hint=hint)
+        return InvalidInput(f"{self.param}: row {number}: {message}", code="bad_row", param=self.param, hint=hint)
 
     def bad_file(self, message: str, hint: str | None = None) -> InvalidInput:
         """Return the error that the file as a whole cannot be read."""
-        return InvalidInput(message, code="bad_dataset", param=self.param, hint=hint)
+        return InvalidInput(f"{self.param}: {message}", code="bad_dataset", param=self.param, hint=hint)
 
     def too_large(self, message: str, hint: str) -> TooLarge:
         """Return the error that the file passes a limit of the operator."""
-        return TooLarge(message, param=self.param, hint=hint)
+        return TooLarge(f"{self.param}: {message}", param=self.param, hint=hint)
 
     def count_bytes(self, total: int) -> None:
         """Raise when more than the allowed bytes were decoded."""
         if total > self.limits.max_bytes:
             raise self.too_large(
-                f"the dataset holds more than {self.limits.max_bytes:,} bytes when decoded",
+                f"it holds more than {self.limits.max_bytes:,} bytes when decoded",
                 "split it, or ask the operator to raise TUNERY_MAX_DATASET_BYTES",
             )
 
@@ -48,7 +48,7 @@ class Source:
         """Raise when more than the allowed rows were read."""
         if number > self.limits.max_rows:
             raise self.too_large(
-                f"the dataset has more than {self.limits.max_rows:,} rows",
+                f"it has more than {self.limits.max_rows:,} rows",
                 "split it, or ask the operator to raise TUNERY_MAX_ROWS",
             )
 

@@ -48,7 +48,8 @@ def _text_lines(source: Source, lines: Iterator[tuple[int, int, bytes | InvalidI
         try:
             yield decode(source, number, offset, line)
         except InvalidInput as error:
-            raise source.bad_file(error.message.replace("row ", "line ", 1), error.hint) from error
+            message = error.message.partition(": ")[2].replace("row ", "line ", 1)
+            raise source.bad_file(message, error.hint) from error
 
 
 def _header(source: Source, rows: Iterator[list[str]]) -> list[str]:

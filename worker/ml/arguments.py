@@ -12,17 +12,18 @@ from trl import SFTConfig
 from worker.ml.options import Choice, Options
 from worker.ml.precision import Precision
 
-# Optimizers whose memory is paged between the card and the host; a CPU has nothing to page to, and the same arithmetic
-# without paging gives the same numbers.
-_UNPAGED = {"paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_torch"}
+# A CPU has nothing to page to, and bitsandbytes' 8-bit step is some fifty times slower there than torch's fused one
+# (measured: 0.5 s against 0.01 s for 2.2 M parameters on two cores), while the state that it saves is of no weight.
+_CUDA_ONLY = ("paged_adamw_8bit", "paged_adamw_32bit")
+_CPU_OPTIMIZER = "adamw_torch_fused"
 
 
 def choose_optimizer(name: str, device: torch.device) -> tuple[str, tuple[Choice, ...]]:
     """Return the optimizer to use on `device`, with a choice noted where it is not the one asked for."""
-    if device.type == "cuda" or name not in _UNPAGED:
+    if device.type == "cuda" or name not in _CUDA_ONLY:
         return name, ()
-    taken = _UNPAGED[name]
-    message = f"optim {name} → {taken}: paged optimizer state exists on CUDA only"
+    taken = _CPU_OPTIMIZER
+    message = f"optim {name} → {taken}: paged optimizer state exists on CUDA only; on the CPU it is kept in 32 bit"
     return taken, (Choice("option.replaced", message, {"asked": name, "taken": taken}),)
 
 

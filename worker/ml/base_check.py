@@ -74,7 +74,8 @@ def base_check(folder: Path, *, weights: bool = True) -> BaseFacts:
     """Return the facts of the base model in `folder`.
 
     Args:
-        weights: also require complete safetensors weights; a preflight has the configuration and tokenizer only.
+        weights: also require complete safetensors weights. A preflight may have no weights at all; pickles that lie
+            there alone are refused in any case.
 
     Raises:
         InvalidInput: the folder is not a base model that can be trained; the message says what is wrong with it.
@@ -83,8 +84,7 @@ def base_check(folder: Path, *, weights: bool = True) -> BaseFacts:
     facts = _facts(config)
     _refuse_code(folder, config)
     _check_tokenizer(folder)
-    if weights:
-        _check_weights(folder)
+    _check_weights(folder, required=weights)
     return facts
 
 
@@ -173,10 +173,11 @@ def _check_tokenizer(folder: Path) -> None:
         raise _bad("it has no tokenizer", "add tokenizer.json (or tokenizer.model) to the folder")
 
 
-def _check_weights(folder: Path) -> None:
+def _check_weights(folder: Path, *, required: bool) -> None:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        _check_shards(folder, index)
+        if required:
+            _check_shards(folder, index)
     elif not (folder / "model.safetensors").is_file():
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
         if pickles:
@@ -184,7 +185,8 @@ def _check_weights(folder: Path) -> None:
                 f"its weights are pickle files ({', '.join(pickles[:3])}), which can run code when they are opened",
                 "convert them to safetensors, or name a revision that has model.safetensors",
             )
-        raise _bad("it has no model.safetensors", "add the weights as safetensors")
+        if required:
+            raise _bad("it has no model.safetensors", "add the weights as safetensors")
 
 
 def _check_shards(folder: Path, index: Path) -> None:

@@ -53,7 +53,7 @@ class Census:
         if self.rows:
             return
         raise InvalidInput(
-            f"none of the {self.dropped:,} rows has a token to learn within max_length {self.max_length}",
+            f"{param}: none of the {self.dropped:,} rows has a token to learn within max_length {self.max_length}",
             code="nothing_to_train",
             param=param,
             hint=f"raise hyperparameters.max_length (the longest row has {self.longest:,} tokens), or shorten prompts",

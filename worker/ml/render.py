@@ -121,8 +121,10 @@ class Renderer:
 
     def _span(self, turns: list[dict[str, Any]], row: Row, text: str, start: int, end: int) -> tuple[str, str] | None:
         # The texts before and up to the end of turns[start:end], if both are prefixes of the whole.
+        if not start:
+            return None  # nothing comes before it that an answer could follow
         try:
-            before = self._template_text(turns[:start], row, prompt=True) if start else ""
+            before = self._template_text(turns[:start], row, prompt=True)
             upto = text if end == len(turns) else self._template_text(turns[:end], row)
         except BadTurn:
             return None

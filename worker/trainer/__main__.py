@@ -12,25 +12,15 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from common.errors import InvalidInput
-from common.schemas.jobs import JobSpec
 from worker.data.limits import Limits
 from worker.ml.base_check import base_check
+from worker.trainer.entry import claim_stdout, parse_job
 from worker.trainer.faults import classify
 from worker.trainer.lifeline import Wishes, die_with_parent, listen, watch
-from worker.trainer.protocol import DONE, Message, Result, Sender, Stage, TrainSpec
+from worker.trainer.protocol import DONE, Message, Result, Stage, TrainSpec
 from worker.trainer.run import Run
 
 STAGES = ("prepare", "train", "evaluate", "export")
-
-
-def claim_stdout() -> Sender:
-    """Take standard output for the protocol; whatever else writes to it lands in the log."""
-    pipe = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return Sender(pipe)
 
 
 def main(folder: Path) -> int:
@@ -66,16 +56,6 @@ def read_run(folder: Path, send: Callable[[Message], None], wishes: Wishes) -> R
     run = Run(folder, spec, parse_job(spec), send, wishes, Limits(**spec.limits))
     base_check(run.base_folder)
     return run
-
-
-def parse_job(spec: TrainSpec) -> JobSpec:
-    """Return the frozen job of `spec`, checked once more: it may have been stored by another version."""
-    try:
-        return JobSpec.model_validate(spec.job)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InvalidInput(f"{where}: {first['msg']}", param=where, hint="submit the job again") from error
 
 
 def run_stages(run: Run) -> None:
