@@ -106,6 +106,16 @@ def s3(server_dir: Path, children: Children) -> Iterator[S3]:
 def postgres_server(server_dir: Path, children: Children) -> str:
     """The URL of a Postgres without a database name: `postgresql+psycopg://postgres@/{}?host=…`, to be formatted."""
     folder = server_dir / "pg"
+    argv = prepare_postgres(server_dir, folder)
+    url = f"postgresql+psycopg://postgres@/{{}}?host={folder}"
+    children.start(
+        Child("postgres", argv, _PLAIN_ENVIRONMENT, server_dir / "pg.log", grace_s=_GRACE_S), lambda: _answers(url)
+    )
+    return url
+
+
+def prepare_postgres(server_dir: Path, folder: Path) -> tuple[str, ...]:
+    """Make an empty cluster in `folder` and return the command that serves it on a unix socket there."""
     folder.mkdir(mode=0o700)
     programs, run_as = _postgres_programs(server_dir, folder)
     initdb = ["initdb", "-D", str(folder / "data"), "-U", "postgres", "--auth=trust", "-E", "UTF8", "--no-sync"]
@@ -116,12 +126,7 @@ def postgres_server(server_dir: Path, children: Children) -> str:
         env=_PLAIN_ENVIRONMENT,
         cwd="/",
     )
-    argv = (*run_as, str(programs / "postgres"), "-D", str(folder / "data"), "-k", str(folder), "-h", "", "-F")
-    url = f"postgresql+psycopg://postgres@/{{}}?host={folder}"
-    children.start(
-        Child("postgres", argv, _PLAIN_ENVIRONMENT, server_dir / "pg.log", grace_s=_GRACE_S), lambda: _answers(url)
-    )
-    return url
+    return (*run_as, str(programs / "postgres"), "-D", str(folder / "data"), "-k", str(folder), "-h", "", "-F")
 
 
 def _postgres_programs(server_dir: Path, folder: Path) -> tuple[Path, list[str]]:
