@@ -19,7 +19,6 @@ Errors = Sequence[Mapping[str, Any]]
 Path = tuple[str | int, ...]
 _MOST = 20
 _PHRASES = (
-    ("Input should be a valid dictionary or object to extract fields from", "must be an object"),
     ("Input should be ", "must be "),
     ("String should match pattern", "must match the pattern"),
     (", unable to parse raw data as a unicode string", " of Unicode, without lone surrogates"),
@@ -112,6 +111,8 @@ def _words(error: Mapping[str, Any]) -> str:
         least, most = bounds.get("min_length"), bounds.get("max_length")
         bound = f"at least {least}" if least is not None else f"at most {most}"
         return f"must have {bound} {unit if (least or most) != 1 else unit[:-1]}"
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "must be an object"
     text = str(error["msg"]).removeprefix("Value error, ")
     for theirs, ours in _PHRASES:
         text = text.replace(theirs, ours)
