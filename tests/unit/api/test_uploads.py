@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def send(chunks: list[bytes], path: Path, limit: int = 10**6) -> Upload:
 @settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_cut_gives_the_same_file(cuts: list[int], tmp_path: Path) -> None:
     edges = [0, *sorted(cuts), len(FORM)]
-    chunks = [FORM[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    chunks = [FORM[start:end] for start, end in itertools.pairwise(edges)]
     upload = send(chunks, tmp_path / "file")
     assert upload == Upload("a.csv", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
     assert (tmp_path / "file").read_bytes() == CONTENT
