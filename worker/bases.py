@@ -53,15 +53,7 @@ def resolve(model: str, settings: Settings) -> Base:
         return local(name, settings)
     with hub_errors(model):
         found = hub(settings).model_info(name, revision=revision or None)
-    files = [item.rfilename for item in found.siblings or ()]
-    if not any(file.endswith(".safetensors") for file in files):
-        raise InvalidInput(
-            f"model: {name} has no safetensors weights",
-            param=_PARAM,
-            code="base_not_safetensors",
-            hint="Pickle weights run code when they are loaded. Choose a repository or a revision with "
-            "*.safetensors, or convert it.",
-        )
+    _refuse_pickles(name, [item.rfilename for item in found.siblings or ()])
     return Base(name, found.sha)
 
 
@@ -79,9 +71,20 @@ def local(name: str, settings: Settings) -> Base:
             code="base_not_found",
             hint=_choices(settings),
         )
+    _refuse_pickles(name, [path.name for path in folder.iterdir()])
     card = folder / "tunery.json"
     public: dict[str, Any] = json.loads(card.read_text()) if card.is_file() else {}
     return Base(public.get("id") or name, public.get("revision"), folder)
+
+
+def _refuse_pickles(name: str, files: Sequence[str]) -> None:
+    if not any(file.endswith(".safetensors") for file in files):
+        raise InvalidInput(
+            f"model: {name} has no safetensors weights",
+            param=_PARAM,
+            code="base_not_safetensors",
+            hint="Pickle weights run code when they are loaded. Choose one with *.safetensors, or convert it.",
+        )
 
 
 def names(settings: Settings) -> list[str]:

@@ -40,6 +40,7 @@ def context(make_settings: Callable[..., Settings], sqlite_url: str, tmp_path: P
     base = tmp_path / "models" / "tiny"
     base.mkdir(parents=True)
     (base / "config.json").write_text("{}")
+    (base / "model.safetensors").write_text("")
     (base / "tunery.json").write_text(json.dumps({"id": "org/tiny", "revision": "c0ffee"}))
     settings = make_settings(
         sqlite_url, trainer_module="tests.faults.hash_trainer", preflight_module="tests.faults.hash_check",
