@@ -63,7 +63,8 @@ class Renderer:
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._template = str(tokenizer.chat_template)
-        self._endings = tuple(token for token in tokenizer.all_special_tokens if token)
+        added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+        self._endings = tuple({*tokenizer.all_special_tokens, *added} - {""})
         self._marked = bool(_MARKER.search(self._template))
 
     def render(self, source: Source, rows: Iterable[Row], problems: Problems | None = None) -> Iterator[Example]:

@@ -79,7 +79,10 @@ class Reporter(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Report the values of a log entry; the loss is the mean since the one before, over resumes as well."""
+        """Report the values of a log entry; the loss is the mean since the one before, over resumes as well.
+
+        TRL's accuracy and entropy are means too, but of this process: the first entry after a resume has fewer steps.
+        """
         logs = logs or {}
         if "loss" in logs:
             self._publish("train", state.global_step, logs | {"loss": self._run.counters.take_window()})
