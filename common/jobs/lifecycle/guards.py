@@ -1,0 +1,153 @@
+"""How a verb is written: one guarded UPDATE, one event row, no commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Table, and_, case, insert, select, update
+from sqlalchemy.orm import Session
+
+from common.db.engine import db_now
+from common.db.rows import EventRow, JobRow
+from common.errors import LeaseLost, NotFound, WrongState
+from common.jobs import states
+from common.jobs.lifecycle.terms import Claim, Event, Failure
+
+jobs: Table = JobRow.__table__  # type: ignore[assignment]
+EventOf = Callable[[str], Event]
+NO_LEASE: dict[str, Any] = {"worker_id": None, "lease_expires_at": None}
+
+
+def wished() -> ColumnElement[str]:
+    """Return where the user wishes an interrupted job to go, as SQL over its row."""
+    return case(states.SETTLED, value=jobs.c.desired)
+
+
+def own_job(tenant: str, job_id: str) -> ColumnElement[bool]:
+    """Return the condition that a job is this tenant's."""
+    return and_(jobs.c.tenant == tenant, jobs.c.id == job_id)
+
+
+def owned(claim: Claim, statuses: Sequence[str]) -> list[ColumnElement[bool]]:
+    """Return the conditions under which a worker may write: its epoch, and a lease that is alive by the database's clock."""
+    return [
+        jobs.c.id == claim.job_id,
+        jobs.c.status.in_(statuses),
+        jobs.c.epoch == claim.epoch,
+        jobs.c.worker_id == claim.worker_id,
+        jobs.c.lease_expires_at > db_now(),
+    ]
+
+
+def outcome(queued: Event) -> EventOf:
+    """Return the event for where an interrupted run went: `queued`, or what the user had wished for."""
+    meant = {
+        "paused": Event("job.paused", "Paused; it can go on from its last checkpoint."),
+        "cancelled": Event("job.cancelled", "Cancelled while it ran."),
+    }
+    return lambda status: meant.get(status, queued)
+
+
+def change(
+    session: Session, where: Sequence[ColumnElement[bool]], values: dict[str, Any], event: Event | EventOf
+) -> str | None:
+    """Run one guarded UPDATE with its event; return the new status, or None where the guard held nothing."""
+    numbered = values | {"seq": jobs.c.seq + 1, "version": jobs.c.version + 1}
+    statement = update(jobs).where(*where).values(numbered).returning(jobs.c.id, jobs.c.status, jobs.c.seq)
+    row = session.execute(statement).one_or_none()
+    if row is None:
+        return None
+    insert_events(session, row.id, row.seq, [event if isinstance(event, Event) else event(row.status)])
+    return str(row.status)
+
+
+def settle(session: Session, claim: Claim, verb: states.Verb, values: dict[str, Any], event: Event | EventOf) -> str:
+    """Run one guarded UPDATE of a worker and return the new status; raises LeaseLost where the guard held nothing."""
+    status = change(session, owned(claim, states.sources(verb)), values, event)
+    if status is None:
+        raise LeaseLost(f"attempt {claim.epoch} no longer owns {claim.job_id}: {verb} was refused")
+    return status
+
+
+def guarded(session: Session, claim: Claim, statuses: Sequence[str], values: dict[str, Any]) -> int:
+    """Run one guarded UPDATE without a change of state and return the job's sequence number after it; may raise LeaseLost."""
+    statement = update(jobs).where(*owned(claim, statuses)).values(values).returning(jobs.c.seq)
+    seq = session.execute(statement).scalar_one_or_none()
+    if seq is None:
+        raise LeaseLost(f"attempt {claim.epoch} no longer owns {claim.job_id}: a report was refused")
+    return int(seq)
+
+
+def locked(session: Session, claim: Claim, verb: states.Verb) -> Any:
+    """Lock the row that a worker owns and return its counts and the user's wish; may raise LeaseLost."""
+    columns = (jobs.c.crashes, jobs.c.faults, jobs.c.shrink, jobs.c.desired)
+    row = session.execute(select(*columns).where(*owned(claim, states.sources(verb))).with_for_update()).one_or_none()
+    if row is None:
+        raise LeaseLost(f"attempt {claim.epoch} no longer owns {claim.job_id}")
+    return row
+
+
+def take(
+    session: Session, best: Any, status: str, values: dict[str, Any], worker_id: str, lease_s: float, event: Event
+) -> Claim | None:
+    """Claim the row that `best` selects, with a new epoch and lease; None where it selects nothing."""
+    leased = values | {
+        "epoch": jobs.c.epoch + 1,
+        "worker_id": worker_id,
+        "lease_expires_at": db_now() + lease_s,
+        "seq": jobs.c.seq + 1,
+        "version": jobs.c.version + 1,
+    }
+    statement = (
+        update(jobs)
+        .where(jobs.c.id == best.scalar_subquery(), jobs.c.status == status)
+        .values(leased)
+        .returning(jobs.c.id, jobs.c.tenant, jobs.c.epoch, jobs.c.seq, jobs.c.desired)
+    )
+    row = session.execute(statement).one_or_none()
+    if row is None:
+        return None
+    insert_events(session, row.id, row.seq, [event])
+    return Claim(row.id, row.tenant, row.epoch, worker_id, lease_s, row.desired)
+
+
+def insert_events(session: Session, job_id: str, first_seq: int, events: Sequence[Event]) -> None:
+    """Append events to a job's history, numbered from `first_seq`."""
+    if events:
+        at = clock(session)
+        session.execute(
+            insert(EventRow),
+            [
+                {
+                    "job_id": job_id,
+                    "seq": first_seq + offset,
+                    "at": at,
+                    "name": event.name,
+                    "level": event.level,
+                    "message": event.message,
+                    "data": event.data,
+                }
+                for offset, event in enumerate(events)
+            ],
+        )
+
+
+def clock(session: Session) -> float:
+    """Return the database's present time in seconds since the epoch."""
+    # A SQL expression cannot stand in the rows of an insert of many.
+    return float(session.scalar(select(db_now())) or 0.0)
+
+
+def failed_event(failure: Failure) -> Event:
+    """Return the event of a job that ended in `failure`."""
+    return Event("job.failed", failure.message, "error", failure.shown())
+
+
+def refuse_unless(session: Session, own: ColumnElement[bool], allowed: Sequence[str], verb: str) -> None:
+    """Raise unless the job is already where the verb would lead."""
+    status = session.scalar(select(jobs.c.status).where(own))
+    if status is None:
+        raise NotFound("there is no such job", param="id", hint="GET /jobs lists the jobs of your key's tenant.")
+    if status not in allowed:
+        raise WrongState(f"a job that is {status} cannot {verb}", code=f"cannot_{verb}")

@@ -1,0 +1,215 @@
+"""A GPU worker's verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import case, func, insert, select, update
+from sqlalchemy.orm import Session
+
+from common.db.engine import db_now
+from common.db.rows import ArtifactRow, CheckpointRow, MetricRow
+from common.errors import LeaseLost
+from common.jobs import doorbell
+from common.jobs.lifecycle.guards import (
+    NO_LEASE,
+    clock,
+    failed_event,
+    guarded,
+    insert_events,
+    jobs,
+    locked,
+    outcome,
+    owned,
+    settle,
+    take,
+    wished,
+)
+from common.jobs.lifecycle.terms import Claim, Event, Failure, Limits, MetricPoint, Published, backoff_s
+
+# A worker prefers a job whose base it holds, but never over one that has waited longer than this.
+PREFER_HELD_BASE_S = 60.0
+SHRINK_MAX = 3
+
+
+def claim(session: Session, worker_id: str, lease_s: float, held_base: str | None = None) -> Claim | None:
+    """Take the best eligible job, or return None.
+
+    Order: priority, then the tenant with the fewest running jobs, then age; among jobs that have waited less than
+    `PREFER_HELD_BASE_S`, one that wants `held_base` (a base id) comes first.
+    """
+    running = (
+        select(jobs.c.tenant, func.count().label("num_running"))
+        .where(jobs.c.status == "running")
+        .group_by(jobs.c.tenant)
+        .subquery()
+    )
+    long_waited = jobs.c.queued_at < db_now() - PREFER_HELD_BASE_S
+    warmth = case((long_waited, 0), (jobs.c.base_id == (held_base or ""), 1), else_=2)
+    best = (
+        select(jobs.c.id)
+        .outerjoin(running, running.c.tenant == jobs.c.tenant)
+        .where(jobs.c.status == "queued", jobs.c.not_before <= db_now())
+        .order_by(jobs.c.priority.desc(), func.coalesce(running.c.num_running, 0), warmth, jobs.c.created_at, jobs.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True, of=jobs)
+    )
+    values = {
+        "status": "running",
+        "stage": "fetch",
+        "attempts": jobs.c.attempts + 1,
+        "started_at": func.coalesce(jobs.c.started_at, db_now()),
+    }
+    return take(
+        session,
+        best,
+        "queued",
+        values,
+        worker_id,
+        lease_s,
+        Event("job.claimed", "A worker took the job.", data={"worker": worker_id}),
+    )
+
+
+def renew(session: Session, claim: Claim) -> str:
+    """Extend the lease by its full length from now and return the user's wish: run, pause or cancel.
+
+    Raises:
+        LeaseLost: the lease has ended or another attempt owns the job. Kill the trainer and write nothing.
+    """
+    statement = (
+        update(jobs)
+        .where(*owned(claim, ("running", "validating")))
+        .values(lease_expires_at=db_now() + claim.lease_s)
+        .returning(jobs.c.desired)
+    )
+    wish = session.execute(statement).scalar_one_or_none()
+    if wish is None:
+        raise LeaseLost(f"the lease of attempt {claim.epoch} at {claim.job_id} has ended")
+    return str(wish)
+
+
+def advance(
+    session: Session,
+    claim: Claim,
+    *,
+    progress: dict[str, Any] | None = None,
+    events: Sequence[Event] = (),
+    metrics: Sequence[MetricPoint] = (),
+) -> None:
+    """Record how far the attempt is: `progress` holds columns of the job (stage, step, max_steps, loss, …)."""
+    count = len(events) + len(metrics)
+    values = (progress or {}) | {"seq": jobs.c.seq + count, "version": jobs.c.version + 1}
+    last = guarded(session, claim, ("running",), values)
+    first = last - count + 1
+    insert_events(session, claim.job_id, first, events)
+    if metrics:
+        first += len(events)
+        session.execute(
+            insert(MetricRow),
+            [
+                {
+                    "job_id": claim.job_id,
+                    "seq": first + offset,
+                    "at": clock(session),
+                    "epoch": claim.epoch,
+                    "step": point.step,
+                    "kind": point.kind,
+                    "values": point.values,
+                }
+                for offset, point in enumerate(metrics)
+            ],
+        )
+
+
+def checkpointed(
+    session: Session, claim: Claim, *, step: int, prefix: str, manifest_sha256: str, num_bytes: int
+) -> None:
+    """Record a checkpoint that lies complete in the store. It clears the counts of crashes and faults."""
+    event = Event("job.checkpointed", f"Checkpoint at step {step}.", data={"step": step, "bytes": num_bytes})
+    advance(session, claim, progress={"crashes": 0, "faults": 0}, events=[event])
+    session.execute(
+        insert(CheckpointRow).values(
+            job_id=claim.job_id,
+            epoch=claim.epoch,
+            step=step,
+            prefix=prefix,
+            manifest_sha256=manifest_sha256,
+            bytes=num_bytes,
+            at=db_now(),
+        )
+    )
+
+
+def publish(session: Session, claim: Claim, published: Published, report: dict[str, Any]) -> None:
+    """The only way to `succeeded`: manifest, artifacts and state in one transaction."""
+    values = {
+        "status": "succeeded",
+        "stage": None,
+        "eta_s": None,
+        "report": report,
+        "finished_at": db_now(),
+        "manifest_key": published.manifest_key,
+        "manifest_sha256": published.manifest_sha256,
+    } | NO_LEASE
+    event = Event("job.succeeded", "The adapter is published.", data={"manifest_sha256": published.manifest_sha256})
+    settle(session, claim, "publish", values, event)
+    session.execute(insert(ArtifactRow), [{"job_id": claim.job_id, **artifact} for artifact in published.artifacts])
+
+
+def fail(session: Session, claim: Claim, failure: Failure) -> None:
+    """End the job: the reason is the user's to mend, or everything else was tried."""
+    values = {"status": "failed", "stage": None, "eta_s": None, "error": failure.shown(), "finished_at": db_now()}
+    settle(session, claim, "fail", values | NO_LEASE, failed_event(failure))
+
+
+def release(session: Session, claim: Claim, event: Event, **values: Any) -> str:
+    """Give the job back, to where the user wishes it: queued, paused or cancelled. Returns the new status."""
+    target = wished()
+    settled = {
+        "status": target,
+        "stage": None,
+        "eta_s": None,
+        "tokens_per_s": None,
+        "finished_at": case((jobs.c.desired == "cancel", db_now()), else_=None),
+    }
+    status = settle(session, claim, "release", settled | NO_LEASE | values, outcome(event))
+    doorbell.after_commit(session, doorbell.TRAIN)
+    return status
+
+
+def fault(session: Session, claim: Claim, failure: Failure, limits: Limits) -> str:
+    """An attempt broke: queue the job again after a pause, or end it where that cannot help. Returns the status.
+
+    A crash counts towards the crash loop, out of memory shrinks the micro-batch by one rung; both end the job at their
+    limit. An infrastructure fault only waits, twice as long each time.
+    """
+    row = locked(session, claim, "release")
+    if failure.kind == "crash" and row.crashes + 1 >= limits.crash_loop_attempts and row.desired == "run":
+        fail(
+            session,
+            claim,
+            Failure(
+                "crash",
+                "crash_loop",
+                f"The trainer died {row.crashes + 1} times without a newer checkpoint. Last: {failure.message}",
+                "Look at the events of the job and the worker's log.",
+            ),
+        )
+        return "failed"
+    if failure.kind == "oom" and row.shrink >= SHRINK_MAX and row.desired == "run":
+        fail(session, claim, failure)
+        return "failed"
+    counted: dict[str, Any] = {
+        "crash": {"crashes": jobs.c.crashes + 1},
+        "oom": {"shrink": jobs.c.shrink + 1},
+    }.get(failure.kind, {"faults": jobs.c.faults + 1})
+    pause_s = 0.0 if failure.kind == "oom" else backoff_s(row.faults + row.crashes, limits.retry_max_s)
+    event = Event(
+        "job.interrupted",
+        f"{failure.message} The job will be tried again.",
+        "warning",
+        {"code": failure.code, "kind": failure.kind, "pause_s": pause_s},
+    )
+    return release(session, claim, event, not_before=db_now() + pause_s, **counted)

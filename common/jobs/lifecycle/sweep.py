@@ -1,0 +1,31 @@
+"""The sweeper's verbs."""
+
+from __future__ import annotations
+
+from sqlalchemy import case
+from sqlalchemy.orm import Session
+
+from common.db.engine import db_now
+from common.jobs import doorbell, states
+from common.jobs.lifecycle.guards import NO_LEASE, change, jobs, outcome, wished
+from common.jobs.lifecycle.terms import Event
+
+
+def expire(session: Session, job_id: str) -> str | None:
+    """Take a job from a worker whose lease has ended; return its new status, or None if the lease lives after all."""
+    late = [jobs.c.id == job_id, jobs.c.lease_expires_at < db_now()]
+    event = Event("job.lease_expired", "The worker was lost; the job goes on from its last checkpoint.", "warning")
+    values = {
+        "status": wished(),
+        "stage": None,
+        "eta_s": None,
+        "tokens_per_s": None,
+        "finished_at": case((jobs.c.desired == "cancel", db_now()), else_=None),
+    } | NO_LEASE
+    status = change(session, [*late, jobs.c.status.in_(states.sources("expire"))], values, outcome(event))
+    if status == "queued":
+        doorbell.after_commit(session, doorbell.TRAIN)
+    if status is None and change(session, [*late, jobs.c.status == "validating"], {"stage": None} | NO_LEASE, event):
+        doorbell.after_commit(session, doorbell.PREFLIGHT)
+        return "validating"
+    return status

@@ -1,0 +1,107 @@
+"""A user's verbs."""
+
+from __future__ import annotations
+
+from sqlalchemy import insert, select
+from sqlalchemy.orm import Session
+
+from common.db.engine import db_now
+from common.ids import new_id
+from common.jobs import doorbell, states
+from common.jobs.lifecycle.guards import NO_LEASE, change, insert_events, jobs, own_job, refuse_unless
+from common.jobs.lifecycle.terms import Event
+from common.schemas.jobs import JobSpec
+
+
+def submit(session: Session, tenant: str, spec: JobSpec) -> str:
+    """Insert a job in `validating` and return its id."""
+    job_id = new_id("job")
+    session.execute(
+        insert(jobs).values(
+            id=job_id,
+            tenant=tenant,
+            spec=spec.model_dump(mode="json"),
+            model=spec.model,
+            priority=spec.priority,
+            metadata=spec.metadata,
+            status="validating",
+            created_at=db_now(),
+            seq=1,
+            version=1,
+        )
+    )
+    insert_events(session, job_id, 1, [Event("job.submitted", "The job was accepted and will be checked.")])
+    doorbell.after_commit(session, doorbell.PREFLIGHT)
+    return job_id
+
+
+def request_cancel(session: Session, tenant: str, job_id: str) -> None:
+    """Cancel a job that waits, at once; tell the worker of one that runs. A cancelled job stays cancelled.
+
+    Raises:
+        WrongState: the job has already succeeded or failed.
+        NotFound: no such job in this tenant.
+    """
+    own = own_job(tenant, job_id)
+    ended = {"status": "cancelled", "desired": "cancel", "finished_at": db_now()} | NO_LEASE
+    if change(
+        session,
+        [own, jobs.c.status.in_(states.sources("cancel"))],
+        ended,
+        Event("job.cancelled", "Cancelled before it ran."),
+    ):
+        return
+    wish = [own, jobs.c.status == "running", jobs.c.desired != "cancel"]
+    if change(session, wish, {"desired": "cancel"}, Event("job.cancel_requested", "The worker was told to stop.")):
+        return
+    refuse_unless(session, own, ("cancelled", "running"), "cancel")
+
+
+def pause(session: Session, tenant: str, job_id: str) -> None:
+    """Put a queued job aside at once; a validating or running one as soon as it can be.
+
+    Raises:
+        WrongState: the job has ended or is being cancelled.
+        NotFound: no such job in this tenant.
+    """
+    own = own_job(tenant, job_id)
+    if change(
+        session,
+        [own, jobs.c.status.in_(states.sources("pause"))],
+        {"status": "paused", "desired": "pause"},
+        Event("job.paused", "Paused before it ran."),
+    ):
+        return
+    wish = [own, jobs.c.status.in_(("validating", "running")), jobs.c.desired == "run"]
+    if change(
+        session,
+        wish,
+        {"desired": "pause"},
+        Event("job.pause_requested", "The job will pause after its next checkpoint."),
+    ):
+        return
+    wished = session.scalar(select(jobs.c.desired).where(own))
+    allowed = ("paused", "validating", "running") if wished == "pause" else ("paused",)
+    refuse_unless(session, own, allowed, "pause")
+
+
+def resume(session: Session, tenant: str, job_id: str) -> None:
+    """Queue a paused job again, or withdraw a pause that has not happened yet.
+
+    Raises:
+        WrongState: the job is not paused and no pause was asked for.
+        NotFound: no such job in this tenant.
+    """
+    own = own_job(tenant, job_id)
+    back = {"status": "queued", "desired": "run", "not_before": 0.0, "queued_at": db_now()}
+    if change(
+        session,
+        [own, jobs.c.status.in_(states.sources("resume"))],
+        back,
+        Event("job.resumed", "Queued again; it goes on from its last checkpoint."),
+    ):
+        doorbell.after_commit(session, doorbell.TRAIN)
+        return
+    withdrawn = [own, jobs.c.status.in_(("validating", "running")), jobs.c.desired == "pause"]
+    if not change(session, withdrawn, {"desired": "run"}, Event("job.pause_withdrawn", "The job goes on.")):
+        refuse_unless(session, own, (), "resume")
