@@ -11,8 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from common.errors import InvalidInput
 
 PREFIX = "TUNERY_"
 
@@ -105,8 +107,16 @@ class Settings(BaseSettings):
 
 @cache
 def load() -> Settings:
-    """Return the settings of this process, read from the environment once."""
-    return Settings()
+    """Return the settings of this process, read from the environment once.
+
+    Raises:
+        InvalidInput: a variable is wrong; the message names it.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = "; ".join(f"{PREFIX}{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors())
+        raise InvalidInput(wrong, code="bad_setting", hint="docs/settings.md lists what each takes.") from None
 
 
 def trainer_environment() -> dict[str, str]:
