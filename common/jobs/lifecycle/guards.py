@@ -30,7 +30,7 @@ def own_job(tenant: str, job_id: str) -> ColumnElement[bool]:
 
 
 def owned(claim: Claim, statuses: Sequence[str]) -> list[ColumnElement[bool]]:
-    """Return the conditions under which a worker may write: its epoch, and a lease that is alive by the database's clock."""
+    """Return when a worker may write: its epoch is the row's, and its lease is alive by the database's clock."""
     return [
         jobs.c.id == claim.job_id,
         jobs.c.status.in_(statuses),
@@ -71,7 +71,7 @@ def settle(session: Session, claim: Claim, verb: states.Verb, values: dict[str, 
 
 
 def guarded(session: Session, claim: Claim, statuses: Sequence[str], values: dict[str, Any]) -> int:
-    """Run one guarded UPDATE without a change of state and return the job's sequence number after it; may raise LeaseLost."""
+    """Run one guarded UPDATE that changes no state; return the sequence number after it. Raises LeaseLost."""
     statement = update(jobs).where(*owned(claim, statuses)).values(values).returning(jobs.c.seq)
     seq = session.execute(statement).scalar_one_or_none()
     if seq is None:
