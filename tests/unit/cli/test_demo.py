@@ -45,7 +45,7 @@ def test_sigterm_is_like_ctrl_c():
 
 def test_a_service_that_does_not_start_is_an_error_with_its_log(stack: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TUNERY_LEASE_S", "never")
-    with pytest.raises(InfraError, match="lease_s"), demo._running(stack):
+    with pytest.raises(InfraError, match="TUNERY_LEASE_S"), demo._running(stack):
         pass
 
 
