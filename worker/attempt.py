@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from queue import Empty
 from typing import TypeVar
@@ -32,6 +33,7 @@ from worker.heart import Heart, Interrupted
 from worker.recorder import Recorder
 from worker.trainer import protocol
 from worker.trainer.protocol import Checkpoint, Failed, Result, TrainSpec
+from worker.writing import persist
 
 _POLL_S = 0.2
 _log = logging.getLogger(__name__)
@@ -83,6 +85,8 @@ class Attempt:
         except OSError as error:
             reason = "disk_full" if error.errno == errno.ENOSPC else "worker_io"
             self._fault(Failure("infra", reason, f"The worker's disk failed: {error.strerror}."))
+        except (DBAPIError, PoolTimeout) as error:
+            self._fault(Failure("infra", "database_away", f"The database was away ({type(error).__name__})."))
 
     # ---- fetch -------------------------------------------------------------------------------------------------------
 
@@ -214,9 +218,19 @@ class Attempt:
 
     def _finish_uploads(self) -> None:
         for pending in self._pending:
-            pending.result()
+            self._await(pending)
         self._pending.clear()
         self._recorder.flush()
+
+    def _await(self, upload: Future[T]) -> T:
+        """Return what `upload` returns; a store that does not answer must not keep a cancelled job alive."""
+        while True:
+            try:
+                return upload.result(timeout=_POLL_S)
+            except FutureTimeout:
+                if upload.done():
+                    raise
+                self._heart_or_stop()
 
     # ---- settle ------------------------------------------------------------------------------------------------------
 
@@ -245,7 +259,11 @@ class Attempt:
 
     def _publish(self, spec: TrainSpec, result: Result) -> None:
         self._recorder.stage("publish")
-        published = publish.artifacts(self._context.store, self._claim, spec, self._folder / "out", result.report)
+        published = self._await(
+            self._uploads.submit(
+                publish.artifacts, self._context.store, self._claim, spec, self._folder / "out", result.report
+            )
+        )
         self._heart_or_stop()
         self._write(lambda session: lifecycle.publish(session, self._claim, published, result.report))
 
@@ -262,13 +280,4 @@ class Attempt:
         self._write(lambda session: lifecycle.release(session, self._claim, event))
 
     def _write(self, change: Callable[[Session], T]) -> T:
-        """Run `change` in a transaction; while the database is away try again, until the fence ends the attempt."""
-        while True:
-            try:
-                with self._context.write() as session:
-                    return change(session)
-            except (DBAPIError, PoolTimeout) as error:
-                if self._heart.lost:
-                    raise LeaseLost("the lease ended while the database was away") from error
-                _log.warning("%s: the database is away (%s)", self._claim.job_id, type(error).__name__)
-                time.sleep(_POLL_S)
+        return persist(self._context, self._heart, change)

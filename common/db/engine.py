@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.sql.functions import FunctionElement
 
 _BUSY_TIMEOUT_MS = 30_000
+_IDLE_IN_TRANSACTION = "10s"
 IMMEDIATE = "tunery_begin_immediate"
 
 
@@ -55,9 +56,19 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
         "keepalives_count": 3,
         "tcp_user_timeout": 15_000,
     }
-    return create_engine(
+    engine = create_engine(
         url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True, pool_timeout=10, connect_args=arguments
     )
+    event.listen(engine, "connect", _prepare_postgres)
+    return engine
+
+
+def _prepare_postgres(connection: Any, _record: Any) -> None:
+    # A process that is frozen or cut off between two statements would hold its row for hours. Set here and not in the
+    # connection's options, which poolers refuse.
+    connection.autocommit = True
+    connection.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_IN_TRANSACTION}'")
+    connection.autocommit = False
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -106,12 +106,7 @@ def events(session: Session, job_id: str, *, after: int = 0, limit: int = 100) -
 def metrics(session: Session, job_id: str, *, after: int = 0, limit: int = 1000) -> MetricList:
     """Return the metrics of a job after a cursor, in order; of a repeated step only what was logged last."""
     # By number and not by attempt: a report whose commit was answered by a broken connection is told twice.
-    latest = (
-        select(func.max(MetricRow.seq))
-        .where(MetricRow.job_id == job_id)
-        .group_by(MetricRow.kind, MetricRow.step)
-        .scalar_subquery()
-    )
+    latest = select(func.max(MetricRow.seq)).where(MetricRow.job_id == job_id).group_by(MetricRow.kind, MetricRow.step)
     query = select(MetricRow).where(MetricRow.job_id == job_id, MetricRow.seq > after, MetricRow.seq.in_(latest))
     found = list(session.scalars(query.order_by(MetricRow.seq).limit(limit + 1)))
     data = [

@@ -126,7 +126,13 @@ def advance(
 def checkpointed(
     session: Session, claim: Claim, *, step: int, prefix: str, manifest_sha256: str, num_bytes: int
 ) -> None:
-    """Record a checkpoint that lies complete in the store. It clears the counts of crashes and faults."""
+    """Record a checkpoint that lies complete in the store. It clears the counts of crashes and faults.
+
+    Telling it twice changes nothing: the answer to the first commit may have been lost with its connection.
+    """
+    same = (CheckpointRow.job_id == claim.job_id, CheckpointRow.epoch == claim.epoch, CheckpointRow.step == step)
+    if session.scalar(select(CheckpointRow.step).where(*same)) is not None:
+        return
     event = Event("job.checkpointed", f"Checkpoint at step {step}.", data={"step": step, "bytes": num_bytes})
     advance(session, claim, progress={"crashes": 0, "faults": 0}, events=[event])
     session.execute(

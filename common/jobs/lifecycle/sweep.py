@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import case
+from sqlalchemy import case, select
 from sqlalchemy.orm import Session
 
 from common.db.engine import db_now
@@ -12,8 +12,14 @@ from common.jobs.lifecycle.terms import Event
 
 
 def expire(session: Session, job_id: str) -> str | None:
-    """Take a job from a worker whose lease has ended; return its new status, or None if the lease lives after all."""
+    """Take a job from a worker whose lease has ended; return its new status.
+
+    None means that the lease lives after all, or that a transaction holds the row: then ask again later.
+    """
     late = [jobs.c.id == job_id, jobs.c.lease_expires_at < db_now()]
+    # A worker that was frozen in the middle of a transaction holds its row: the others must not wait for that.
+    if session.scalar(select(jobs.c.id).where(*late).with_for_update(skip_locked=True)) is None:
+        return None
     event = Event("job.lease_expired", "The worker was lost; the job goes on from its last checkpoint.", "warning")
     values = {
         "status": wished(),
