@@ -148,7 +148,8 @@ def test_the_store_starts_with_the_flags_of_the_file(
     assert service["image"].endswith(_version(program))
     flags = [flag.replace("-dir=/data", f"-dir={server_dir / 'compose'}") for flag in service["command"]]
     flags = [flag for flag in flags if flag != "-s3.port=8333"]
-    ports = [flag for flag in probe.argv() if ".port=" in flag or ".port.grpc=" in flag]
+    places = (".port=", ".port.grpc=", ".localSocket=")
+    ports = [flag for flag in probe.argv() if any(place in flag for place in places)]
     entrypoint = [program, *service["entrypoint"][1:]]
     environment = {"PATH": os.environ["PATH"], **service["environment"]}
     child = Child("s3", (*entrypoint, *flags, *ports), environment, server_dir / "compose-s3.log", grace_s=2)
