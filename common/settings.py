@@ -63,6 +63,10 @@ class Settings(BaseSettings):
     preflight_memory_bytes: int = Field(8 * 2**30, ge=2**28, description="Address space of a preflight check.")
     disk_reserve_bytes: int = Field(2**30, ge=0, description="Free disk that a worker wants before it takes a job.")
 
+    collect_after_s: float = Field(
+        86_400, ge=0, description="Objects that no row names are removed when they are so old; 0 keeps them."
+    )
+
     work_dir: Path = Field(Path(".tunery/work"), description="Folder for jobs that a worker is running.")
     trainer_module: str = Field("worker.trainer", description="Module that is started as the trainer process.")
     preflight_module: str = Field("worker.trainer.check", description="Module that is started as the preflight check.")

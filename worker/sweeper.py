@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import threading
+import time
 
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -17,9 +18,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from common import workers
+from common.audit import collect
 from common.context import Context
 from common.db.engine import db_now
 from common.db.rows import IdempotencyRow, JobRow, LeaderRow
+from common.errors import InfraError
 from common.jobs import doorbell, lifecycle
 
 _NAME = "sweeper"
@@ -27,6 +30,7 @@ SWEEPS_PER_LEASE = 4
 # A bell that was lost is repeated after so long.
 RING_S = 5.0
 IDEMPOTENCY_S = 86_400.0
+COLLECT_S = 3600.0
 _log = logging.getLogger(__name__)
 
 
@@ -37,6 +41,7 @@ class Sweeper:
         self._context = context
         self._holder = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
         self._period_s = min(context.settings.lease_s / SWEEPS_PER_LEASE, RING_S)
+        self._collect_at = time.monotonic() + COLLECT_S
         self.stopped = threading.Event()
 
     def run(self) -> None:
@@ -92,9 +97,24 @@ class Sweeper:
             rings = _waiting(session)
         for which, times in rings.items():
             self._context.doorbell.ring(which, times)
+        self._collect()
         with self._context.write() as session:
             workers.forget_silent(session)
             session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < db_now() - IDEMPOTENCY_S))
+
+    def _collect(self) -> None:
+        """Now and then remove the objects that no row names."""
+        older_than_s = self._context.settings.collect_after_s
+        if not older_than_s or time.monotonic() < self._collect_at:
+            return
+        self._collect_at = time.monotonic() + COLLECT_S
+        try:
+            removed = collect(self._context, older_than_s).orphans
+        except InfraError as error:
+            _log.warning("nothing was collected: %s", error.message)
+            return
+        if removed:
+            _log.info("removed %d objects that no row names", len(removed))
 
 
 def _waiting(session: Session) -> dict[str, int]:

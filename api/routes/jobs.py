@@ -192,6 +192,13 @@ def resume_job(job_id: str, session: Writing, who: WhoCalls) -> JobRead:
     return queries.shown(queries.row(session, who.tenant, job_id))
 
 
+@router.post("/{job_id}/retry", status_code=201, responses=problem_answers(404, 409))
+def retry_job(job_id: str, session: Writing, who: WhoCalls) -> JobRead:
+    """Submit what a failed or cancelled job asked for once more, as a new job that goes on from its checkpoints."""
+    made = lifecycle.retry(session, who.tenant, job_id)
+    return queries.shown(queries.row(session, who.tenant, made))
+
+
 @router.delete("/{job_id}", status_code=204, responses=problem_answers(404, 409))
 def delete_job(job_id: str, context: Installation, who: WhoCalls) -> None:
     """Delete an ended job, its history and its objects."""

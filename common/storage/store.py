@@ -7,6 +7,7 @@ come out as `InfraError`, a missing object as `NotFound`.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,10 +29,11 @@ _MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object's key and size in bytes."""
+    """An object's key, size in bytes, and age in seconds by the clocks of the store and of this machine."""
 
     key: str
     bytes: int
+    age_s: float
 
 
 def sha256_of(path: Path) -> str:
@@ -129,7 +131,7 @@ class Store:
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
             for page in pages:
                 for item in page.get("Contents", ()):
-                    yield StoredObject(item["Key"], item["Size"])
+                    yield StoredObject(item["Key"], item["Size"], time.time() - item["LastModified"].timestamp())
 
     def delete(self, keys: list[str]) -> None:
         """Remove objects; one that is not there is no error."""
@@ -147,6 +149,19 @@ class Store:
         keys = [item.key for item in self.objects(prefix)]
         self.delete(keys)
         return len(keys)
+
+    def abort_uploads(self, older_than_s: float) -> int:
+        """End the multipart uploads that were begun so long ago and never completed; return how many."""
+        ended = 0
+        with _translated(self.bucket):
+            for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket):
+                for upload in page.get("Uploads", ()):
+                    if time.time() - upload["Initiated"].timestamp() > older_than_s:
+                        self._client.abort_multipart_upload(
+                            Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                        )
+                        ended += 1
+        return ended
 
     def link(self, key: str, *, filename: str | None = None) -> str:
         """Return a signed link to `key` that a client can fetch without credentials for `link_s` seconds."""
@@ -183,5 +198,5 @@ def _translated(what: str) -> Iterator[None]:
     # OSError is left alone: it speaks of the local file, a full disk for instance.
     except BotoCoreError as error:
         raise InfraError(f"the object store does not answer ({type(error).__name__})", code="store_away") from error
-    except boto3.exceptions.S3UploadFailedError as error:
-        raise InfraError(f"the upload of {what!r} failed", code="store_error") from error
+    except boto3.exceptions.Boto3Error as error:
+        raise InfraError(f"the transfer of {what!r} failed ({type(error).__name__})", code="store_error") from error

@@ -4,7 +4,7 @@ Each verb is one guarded UPDATE, whose WHERE names the legal from-states and, fo
 lease that is alive by the database's clock, plus one event row in the same transaction. Zero rows raises. Nothing here
 commits: the caller's `Context.write()` does, and rings the bell afterwards.
 
-    user.py   submit  pause  resume  request_cancel
+    user.py   submit  pause  resume  request_cancel  retry
     check.py  a preflight worker's: claim_preflight  accept  reject  postpone
     run.py    a GPU worker's: claim  renew  advance  checkpointed  publish  fail  fault  release
     sweep.py  the sweeper's: expire
@@ -24,10 +24,10 @@ from common.jobs.lifecycle.run import (
 )
 from common.jobs.lifecycle.sweep import expire
 from common.jobs.lifecycle.terms import Claim, Event, Failure, Limits, MetricPoint, Published, backoff_s
-from common.jobs.lifecycle.user import pause, request_cancel, resume, submit
+from common.jobs.lifecycle.user import pause, request_cancel, resume, retry, submit
 
 __all__ = [
     "PREFER_HELD_BASE_S", "Claim", "Event", "Failure", "Limits", "MetricPoint", "Published", "accept", "advance",
     "backoff_s", "checkpointed", "claim", "claim_preflight", "expire", "fail", "fault", "pause", "postpone", "publish",
-    "reject", "release", "renew", "request_cancel", "resume", "submit",
+    "reject", "release", "renew", "request_cancel", "resume", "retry", "submit",
 ]  # fmt: skip

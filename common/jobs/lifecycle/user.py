@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from common.db.engine import db_now
+from common.db.rows import CheckpointRow
 from common.ids import new_id
 from common.jobs import doorbell, states
 from common.jobs.lifecycle.guards import NO_LEASE, change, insert_events, jobs, own_job, refuse_unless
@@ -13,8 +16,8 @@ from common.jobs.lifecycle.terms import Event
 from common.schemas.jobs import JobSpec
 
 
-def submit(session: Session, tenant: str, spec: JobSpec) -> str:
-    """Insert a job in `validating` and return its id."""
+def submit(session: Session, tenant: str, spec: JobSpec, *, retry_of: str | None = None) -> str:
+    """Insert a job in `validating` and return its id. `retry_of` is noted as where it comes from."""
     job_id = new_id("job")
     session.execute(
         insert(jobs).values(
@@ -30,9 +33,38 @@ def submit(session: Session, tenant: str, spec: JobSpec) -> str:
             version=1,
         )
     )
-    insert_events(session, job_id, 1, [Event("job.submitted", "The job was accepted and will be checked.")])
+    origin = {"retry_of": retry_of} if retry_of else {}
+    event = Event("job.submitted", "The job was accepted and will be checked.", data=origin)
+    insert_events(session, job_id, 1, [event])
     doorbell.after_commit(session, doorbell.PREFLIGHT)
     return job_id
+
+
+def retry(session: Session, tenant: str, job_id: str) -> str:
+    """Submit what a failed or cancelled job asked for once more, and return the new job's id.
+
+    Terminal states never leave, so this is a job of its own. It goes on from the checkpoints of the old one.
+
+    Raises:
+        WrongState: the job has not ended, or has succeeded.
+        NotFound: no such job in this tenant.
+    """
+    own = own_job(tenant, job_id)
+    refuse_unless(session, own, ("failed", "cancelled"), "retry")
+    spec = JobSpec.model_validate(session.scalar(select(jobs.c.spec).where(own)))
+    made = submit(session, tenant, spec, retry_of=job_id)
+    for known in _best_checkpoints(session, job_id):
+        # Epoch 0: no attempt of the new job has it.
+        copied = {**known, "job_id": made, "epoch": 0}
+        session.execute(insert(CheckpointRow).values(copied))
+    return made
+
+
+def _best_checkpoints(session: Session, job_id: str) -> list[dict[str, Any]]:
+    """Return the checkpoints of a job as values, of each step the latest attempt's."""
+    table = CheckpointRow.__table__
+    rows = session.execute(select(table).where(table.c.job_id == job_id).order_by(table.c.step, table.c.epoch))
+    return list({row.step: dict(row._mapping) for row in rows}.values())
 
 
 def request_cancel(session: Session, tenant: str, job_id: str) -> None:
