@@ -85,7 +85,10 @@ def resume(ctx: typer.Context, jobs: JobIds, output: state.Output = None) -> Non
 
 
 def retry(ctx: typer.Context, jobs: JobIds, output: state.Output = None) -> None:
-    """Run failed or cancelled jobs again."""
+    """Submit failed or cancelled jobs again, as new jobs.
+
+    They go on from the checkpoints of the old ones.
+    """
     _act(ctx, "retry", jobs)
 
 
@@ -98,7 +101,9 @@ def _act(ctx: typer.Context, action: str, jobs: list[str]) -> None:
         for job in jobs:
             found.append(getattr(client.jobs, action)(job))
             if not options.as_json:
-                typer.echo(f"{found[-1].id}: {screen.sentence(boards.phase(found[-1]))}")
+                # A retry answers a job of its own.
+                name = job if found[-1].id == job else f"{job} → {found[-1].id}"
+                typer.echo(f"{name}: {screen.sentence(boards.phase(found[-1]))}")
     if options.as_json:
         screen.as_json(found[0] if len(found) == 1 else {"data": found})
 

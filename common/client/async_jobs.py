@@ -46,7 +46,7 @@ class AsyncJob(JobRead):
         return await self._jobs.resume(self.id)
 
     async def retry(self) -> AsyncJob:
-        """Queue the ended job's work once more."""
+        """Submit what the failed or cancelled job asked for as a new job, which goes on from its checkpoints."""
         return await self._jobs.retry(self.id)
 
     async def delete(self) -> None:
@@ -132,7 +132,7 @@ class AsyncJobs:
         return await self._act(job, "resume")
 
     async def retry(self, job: str) -> AsyncJob:
-        """Queue an ended job's work once more."""
+        """Submit what a failed or cancelled job asked for as a new job, which goes on from its checkpoints."""
         return await self._act(job, "retry")
 
     async def delete(self, job: str) -> None:

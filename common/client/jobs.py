@@ -52,7 +52,7 @@ class Job(JobRead):
         return self._jobs.resume(self.id)
 
     def retry(self) -> Job:
-        """Queue the ended job's work once more."""
+        """Submit what the failed or cancelled job asked for as a new job, which goes on from its checkpoints."""
         return self._jobs.retry(self.id)
 
     def delete(self) -> None:
@@ -136,7 +136,7 @@ class Jobs:
         return self._act(job, "resume")
 
     def retry(self, job: str) -> Job:
-        """Queue an ended job's work once more."""
+        """Submit what a failed or cancelled job asked for as a new job, which goes on from its checkpoints."""
         return self._act(job, "retry")
 
     def delete(self, job: str) -> None:

@@ -81,7 +81,10 @@ def await_job(job: str, wait_s: float) -> Call[JobRead]:
 
 
 def act_on_job(job: str, action: str) -> Call[JobRead]:
-    """Return a wish: cancel, pause, resume or retry. Only a second cancel is sure to mean what the first did."""
+    """Return a wish: cancel, pause, resume or retry.
+
+    Only a second cancel is sure to mean what the first did; a second retry would be a second job.
+    """
     return post(f"/jobs/{segment(job)}/{action}", JobRead, repeatable=action == "cancel")
 
 

@@ -144,6 +144,17 @@ def test_a_cancelled_job_from_every_side(tunery):
     assert nothing.exit_code == 1 and "published no files" in nothing.stderr
 
 
+def test_a_retry_is_a_new_job(tunery):
+    job = submitted(tunery)
+    early = tunery("retry", job)
+    assert early.exit_code == 2 and "error:" in early.stderr
+    tunery("cancel", job)
+    again = tunery("retry", job).stdout
+    new = again.removeprefix(f"{job} → ").partition(":")[0]
+    assert new.startswith("job_") and new != job
+    assert tunery("cancel", new).stdout == f"{new}: cancelled\n"
+
+
 def test_what_the_api_refuses_names_the_field(tunery):
     done = tunery("submit", "s3://bucket/x.jsonl", "-m", "absent-base")
     assert done.exit_code == 2 and "absent-base" in done.stderr and "tiny-base" in done.stderr
