@@ -102,14 +102,26 @@ def _check_schema(source: Source, file: pq.ParquetFile) -> None:
 def _batches(source: Source, file: pq.ParquetFile) -> RawRows:
     number = decoded = 0
     for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-        decoded += batch.nbytes
-        source.count_bytes(decoded)
         if batch.nbytes > source.limits.max_row_bytes * batch.num_rows:
             raise source.long_row(number + 1)
-        for row in batch.to_pylist():
+        for row in _unfolded(batch):
             number += 1
             source.count_rows(number)
-            if strict_json.depth(row, source.limits.max_depth) > source.limits.max_depth:
+            size = strict_json.weigh(row)
+            decoded += size
+            source.count_bytes(decoded)
+            if size > source.limits.max_row_bytes:
+                yield number, source.long_row(number)
+            elif strict_json.depth(row, source.limits.max_depth) > source.limits.max_depth:
                 yield number, source.bad_row(number, f"is nested deeper than {source.limits.max_depth} levels")
             else:
                 yield number, row
+
+
+def _unfolded(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    # Rows that share one long value of a dictionary are unfolded one at a time.
+    if any(pa.types.is_dictionary(column) for column in batch.schema.types):
+        for index in range(batch.num_rows):
+            yield from batch.slice(index, 1).to_pylist()
+    else:
+        yield from batch.to_pylist()

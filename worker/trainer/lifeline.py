@@ -18,6 +18,7 @@ _PR_SET_PDEATHSIG = 1
 _WATCH_S = 0.5
 # The deadline is five sixths of a lease: what is left of the lease is a fifth of the time to the deadline.
 _GRACE_SHARE = 0.2
+_GRACE_MIN_S = 1.0
 
 
 def die_with_parent() -> None:
@@ -32,7 +33,7 @@ class Wishes:
         self._lock = threading.Lock()
         self._stopped = False
         self._deadline: float | None = None
-        self._grace_s = 0.0
+        self._overdue = float("inf")
 
     def obey(self, command: object) -> None:
         """Take one command. One that is not understood is passed over: a newer supervisor may say more."""
@@ -44,8 +45,11 @@ class Wishes:
             elif command.get("do") == "run":
                 self._stopped = False
             elif command.get("do") == "deadline" and isinstance(command.get("monotonic"), (int, float)):
-                self._deadline = float(command["monotonic"])
-                self._grace_s = max(1.0, _GRACE_SHARE * (self._deadline - time.monotonic()))
+                self._set_deadline(float(command["monotonic"]), time.monotonic())
+
+    def _set_deadline(self, deadline: float, now: float) -> None:
+        self._deadline = deadline
+        self._overdue = max(deadline, now) + max(_GRACE_MIN_S, _GRACE_SHARE * (deadline - now))
 
     def reason(self) -> str | None:
         """Return why the run should make a checkpoint and leave, or None."""
@@ -64,7 +68,7 @@ class Wishes:
     def overdue(self) -> bool:
         """Return whether the deadline passed so long ago that another worker may own the job."""
         with self._lock:
-            return self._deadline is not None and time.monotonic() >= self._deadline + self._grace_s
+            return time.monotonic() >= self._overdue
 
 
 def listen(pipe: BinaryIO, wishes: Wishes, leave: Callable[[int], object] = os._exit) -> threading.Thread:

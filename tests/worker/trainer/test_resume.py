@@ -1,4 +1,4 @@
-"""A run that was interrupted and resumed equals the one that was not, bit for bit; an incomplete checkpoint is refused."""
+"""A resumed run equals the uninterrupted one, bit for bit; an incomplete checkpoint is refused."""
 
 from __future__ import annotations
 
@@ -113,7 +113,6 @@ def test_a_run_refuses_the_checkpoint_of_another_job(go: Go, base: Path, tmp_pat
     (whole.folder / "spec.json").write_text(json.dumps(spec))
     with pytest.raises(BadCheckpoint, match="another configuration"):
         resumed(whole, 2, base, tmp_path)
-
 
 
 def _checkpoint(go: Go) -> Path:

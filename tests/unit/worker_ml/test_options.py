@@ -1,0 +1,68 @@
+"""What "auto" means, how long a run is, and the steps of the memory ladder."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.errors import InvalidInput
+from common.schemas.jobs import Hyperparameters, JobSpec
+from worker.ml.options import Options, resolve_max_length, settle, shrunk
+
+
+def options(num_rows: int = 1000, *, shrink: int = 0, num_packed: int | None = None, **hyperparameters) -> Options:
+    job = JobSpec.model_validate({"model": "m", "dataset": "dataset:1", "hyperparameters": hyperparameters})
+    return settle(job, num_rows=num_rows, max_length=128, cuda=True, shrink=shrink, num_packed=num_packed)
+
+
+def test_max_length_is_bounded_by_the_context():
+    assert resolve_max_length(Hyperparameters(), 2048) == 1024
+    assert resolve_max_length(Hyperparameters(), 512) == 512
+    assert resolve_max_length(Hyperparameters(), None) == 1024
+    assert resolve_max_length(Hyperparameters(max_length=512), 512) == 512
+    with pytest.raises(InvalidInput, match=r"hyperparameters\.max_length is 513, but .* context is 512") as caught:
+        resolve_max_length(Hyperparameters(max_length=513), 512)
+    assert caught.value.param == "hyperparameters.max_length" and "512" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("rows", "micro", "accumulation", "epochs", "steps"),
+    [(1000, 4, 4, 1.0, 63), (16, 4, 4, 1.0, 1), (17, 4, 4, 3.0, 6), (1, 4, 4, 1.0, 1), (100, 1, 1, 0.5, 50)],
+)
+def test_steps_are_counted_as_the_trainer_does(rows: int, micro: int, accumulation: int, epochs: float, steps: int):
+    found = options(
+        rows, per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation, num_train_epochs=epochs
+    )
+    assert found.total_steps == steps
+    assert options(rows, max_steps=5).total_steps == 5
+
+
+def test_packing_counts_sequences():
+    assert options(1000, packing=True, num_packed=160).total_steps == 10
+    assert options(1000, packing=False, num_packed=160).total_steps == 63
+
+
+@pytest.mark.parametrize(
+    ("before", "shrink", "after"),
+    [
+        ((4, 4, False), 0, (4, 4, False)),
+        ((4, 4, False), 1, (2, 8, False)),
+        ((4, 4, False), 2, (1, 16, False)),
+        ((4, 4, False), 3, (1, 16, True)),
+        ((3, 2, False), 1, (1, 6, False)),
+        ((1, 16, True), 3, (1, 16, True)),
+        ((7, 1, False), 1, (1, 7, False)),
+    ],
+)
+def test_the_ladder(before: tuple[int, int, bool], shrink: int, after: tuple[int, int, bool]):
+    assert shrunk(*before, shrink) == after
+
+
+def test_what_was_chosen_is_said():
+    assert options().choices[0].data.keys() == {"save_steps", "eval_steps", "max_length"}
+    asked = {"save_steps": 5, "eval_steps": 5, "max_length": 128}
+    assert options(**asked).choices == ()
+    assert [choice.name for choice in options(shrink=1, **asked).choices] == ["memory.shrunk"]
+
+
+def test_small_datasets_are_seen_more_often():
+    assert [options(rows, num_train_epochs="auto").num_train_epochs for rows in (100, 1000, 10000)] == [3.0, 2.0, 1.0]

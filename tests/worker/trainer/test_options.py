@@ -1,0 +1,269 @@
+"""Every option of a job has the effect that its name promises."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.worker.trainer import tiny
+from tests.worker.trainer.conftest import Attempt, Go
+from worker.trainer.protocol import Checkpoint, Progress
+
+FLOAT32 = {"bnb_4bit_compute_dtype": "float32"}
+
+
+def change(made) -> float:
+    """Return how far the adapter's B matrices, which begin at zero, have gone."""
+    return max(float(tensor.abs().max()) for name, tensor in made.weights().items() if "lora_B" in name)
+
+
+def test_the_learning_rate_sets_the_size_of_a_step(go: Go):
+    assert change(go(learning_rate=1e-12)) < 1e-10
+    assert 0.005 < change(go(learning_rate=1e-2)) < 0.05
+
+
+def test_gradients_are_clipped(go: Go):
+    free = go(max_grad_norm=0.0, quantization=FLOAT32)
+    wide = go(max_grad_norm=1000.0, quantization=FLOAT32)
+    tight = go(max_grad_norm=1e-9, quantization=FLOAT32)
+    assert free.adapter_bytes() == wide.adapter_bytes()
+    # Gradients far below Adam's epsilon move the weights by a fraction of the learning rate.
+    assert change(tight) < change(free) / 10
+    assert all(values["grad_norm"] > 0.1 for values in tight.metrics())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("linear", 0.0, [1.0, 0.75, 0.5, 0.25]),
+        ("constant", 0.0, [1.0, 1.0, 1.0, 1.0]),
+        ("linear", 0.5, [0.0, 0.5, 1.0, 0.5]),
+        ("constant_with_warmup", 0.5, [0.0, 0.5, 1.0, 1.0]),
+        ("cosine", 0.0, [(1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]),
+    ],
+)
+def test_the_learning_rate_follows_schedule_and_warmup(go: Go, schedule: str, warmup: float, expected: list[float]):
+    made = go(max_steps=4, learning_rate=1e-3, lr_scheduler_type=schedule, warmup_ratio=warmup)
+    rates = [values["learning_rate"] for values in made.metrics()]
+    assert rates == pytest.approx([1e-3 * share for share in expected])
+
+
+def test_weight_decay_shrinks_the_weights(go: Go):
+    options = {"method": "lora", "learning_rate": 0.1, "lr_scheduler_type": "constant", "max_grad_norm": 1e-9}
+    plain, decayed = (go(weight_decay=decay, **options).weights() for decay in (0.0, 0.5))
+    name = next(name for name in plain if "lora_A" in name)
+    assert decayed[name].norm() / plain[name].norm() == pytest.approx(0.95**3, rel=0.01)
+
+
+def test_epochs_make_the_steps(go: Go):
+    made = go(max_steps=-1, num_train_epochs=2.0)
+    assert made.result["steps"] == 6 and made.result["tokens_trained"] == 2 * 264
+    assert go(max_steps=-1, num_train_epochs=0.5).result["steps"] == 2
+
+
+def test_accumulated_micro_batches_equal_one_batch(go: Go):
+    runs = [
+        go(
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=4 // micro,
+            quantization=FLOAT32,
+            lora={"lora_dropout": 0.0},
+        )
+        for micro in (4, 2, 1)
+    ]
+    for made in runs[1:]:
+        assert made.losses == pytest.approx(runs[0].losses, abs=1e-5)
+
+
+def test_the_memory_ladder_keeps_the_effective_batch(go: Go):
+    options = {"quantization": FLOAT32, "lora": {"lora_dropout": 0.0}, "gradient_checkpointing": False}
+    plain = go(**options)
+    halved, checkpointed = go(shrink=1, **options), go(shrink=2, **options)
+    assert halved.losses == pytest.approx(plain.losses, abs=1e-5)
+    assert checkpointed.losses == pytest.approx(plain.losses, abs=1e-5)
+    assert halved.run and (halved.run.options.micro_batch, halved.run.options.accumulation) == (1, 4)
+    assert not halved.run.options.gradient_checkpointing
+    assert checkpointed.run and checkpointed.run.options.gradient_checkpointing
+    assert "micro-batch 2 → 1, accumulation 2 → 4" in halved.notes("memory.shrunk")[0].message
+    assert not plain.notes("memory.shrunk")
+
+
+def test_rows_of_similar_length_come_together(go: Go):
+    grouped, plain = go(group_by_length=True), go(group_by_length=False)
+    assert grouped.run and plain.run
+    lengths = [len(row) for row in grouped.run.train_rows["input_ids"]]
+    assert sorted(order(grouped)) == sorted(order(plain)) == list(range(12))
+    found = [lengths[index] for index in order(grouped)]
+    # The longest row first, so that a lack of memory shows at once; each step's micro-batches sorted by length.
+    assert found[0] == max(lengths)
+    assert all(found[start : start + 4] == sorted(found[start : start + 4], reverse=True) for start in (4, 8))
+    other = [lengths[index] for index in order(plain)]
+    assert any(other[start : start + 4] != sorted(other[start : start + 4], reverse=True) for start in (4, 8))
+
+
+def order(made: Attempt) -> list[int]:
+    """Return the rows of the first epoch as the trainer's loader hands them out."""
+    assert made.run
+    loader = made.run.trainer.get_train_dataloader()
+    loader.set_epoch(0)
+    return [index for batch in loader.batch_sampler for index in batch]
+
+
+def test_packed_rows_do_not_see_each_other(go: Go):
+    options = {"gradient_accumulation_steps": 1, "max_steps": 1, "quantization": FLOAT32, "lora": {"lora_dropout": 0.0}}
+    rows = go(per_device_train_batch_size=12, max_length=256, **options)
+    packed = go(per_device_train_batch_size=2, max_length=256, packing=True, **options)
+    assert packed.run and len(packed.run.train_rows) == 2
+    assert packed.losses == pytest.approx(rows.losses, abs=1e-5)
+    assert packed.result["tokens_trained"] == rows.result["tokens_trained"] == 264
+
+
+def test_max_length_cuts_and_says_so(go: Go):
+    made = go(max_length=24)
+    assert made.run and max(len(row) for row in made.run.train_rows["input_ids"]) == 24
+    note = made.notes("rows.truncated")[0]
+    assert note.level == "warning" and "longer than max_length 24" in note.message
+    assert note.data["rows_cut"] == made.result["data"]["rows_cut"] > 0
+
+
+def test_saves_logs_and_evaluations_come_at_their_steps(go: Go):
+    made = go(max_steps=7, save_steps=3, eval_steps=2, logging_steps=3, validation=tiny.chat_rows(4))
+    assert [m.step for m in made.messages if isinstance(m, Checkpoint)] == [3, 6, 7]
+    assert made.run
+    steps = {kind: [entry["step"] for entry in made.run.metrics if entry["kind"] == kind] for kind in ("train", "eval")}
+    assert steps == {"train": [1, 3, 6, 7], "eval": [2, 4, 6, 7]}
+    report = made.result
+    assert report["eval_loss"] == made.metrics("eval")[-1]["loss"]
+    assert report["eval_perplexity"] == pytest.approx(math.exp(report["eval_loss"]))
+    progress = [m for m in made.messages if isinstance(m, Progress)]
+    assert (progress[0].step, progress[-1].step, progress[-1].max_steps) == (0, 7, 7)
+
+
+def test_training_lowers_the_loss(go: Go):
+    losses = go(max_steps=30, learning_rate=2e-2, num_train_epochs=10.0).losses
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_the_adapter_has_the_asked_form(go: Go, tmp_path: Path):
+    biased = tiny.build_base(tmp_path / "biased", attention_bias=True)
+    lora = {
+        "r": 3,
+        "lora_alpha": 7.5,
+        "lora_dropout": 0.25,
+        "bias": "lora_only",
+        "target_modules": ["q_proj", "down_proj"],
+    }
+    made = go(base=biased, lora=lora)
+    config = json.loads((made.folder / "out" / "adapter" / "adapter_config.json").read_text())
+    assert {name: config[name] for name in lora} == lora | {"target_modules": ["down_proj", "q_proj"]}
+    weights = made.weights()
+    targets = {name.split(".")[-3] for name in weights if "lora_" in name}
+    assert targets == {"q_proj", "down_proj"}
+    assert all(3 in tensor.shape for name, tensor in weights.items() if "lora_" in name)
+    biases = {name for name in weights if name.endswith(".bias")}
+    assert len(biases) == 2 and all("q_proj" in name for name in biases)
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ("all-linear", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
+        (r".*layers\.1\..*(gate|up)_proj", {"gate_proj", "up_proj"}),
+    ],
+)
+def test_targets_may_be_a_word_or_a_pattern(go: Go, targets: str, expected: set[str]):
+    names = go(max_steps=1, lora={"target_modules": targets}).weights()
+    assert {name.split(".")[-3] for name in names} == expected
+    assert targets == "all-linear" or all(".layers.1." in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "kind", "nested"),
+    [
+        ({}, "nf4", True),
+        ({"bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False}, "fp4", False),
+    ],
+)
+def test_the_base_is_quantised_as_asked(go: Go, quantization: dict, kind: str, nested: bool):
+    made = go(max_steps=1, quantization=quantization)
+    assert made.run
+    states = [p.quant_state for p in made.run.model.parameters() if getattr(p, "quant_state", None) is not None]
+    assert len(states) == 14 and {(state.quant_type, state.nested) for state in states} == {(kind, nested)}
+    assert not any(
+        parameter.requires_grad for name, parameter in made.run.model.named_parameters() if "lora_" not in name
+    )
+
+
+def test_a_lora_base_stays_in_16_bit(go: Go):
+    made = go(max_steps=1, method="lora")
+    assert made.run and made.result["precision"]["parameters"].keys() == {"bfloat16", "float32"}
+    assert made.result["precision"]["parameters"]["float32"] == made.result["trainable_parameters"]
+
+
+def test_the_compute_dtype_is_honoured(go: Go):
+    made = go(max_steps=1, quantization=FLOAT32)
+    assert made.result["precision"]["compute_dtype"] == "float32"
+    assert {tensor.dtype for tensor in made.weights().values()} == {torch.float32}
+    half = go(max_steps=1, quantization={"bnb_4bit_compute_dtype": "float16"})
+    assert "the CPU trains no fp16" in half.notes("option.replaced")[0].message
+
+
+@pytest.mark.parametrize(
+    ("asked", "replaced"),
+    [
+        ("paged_adamw_8bit", True),
+        ("paged_adamw_32bit", True),
+        ("adamw_8bit", False),
+        ("adamw_torch", False),
+        ("adamw_torch_fused", False),
+    ],
+)
+def test_the_optimizer_is_the_asked_one_or_named(go: Go, asked: str, replaced: bool):
+    made = go(max_steps=1, optim=asked)
+    assert made.run and made.run.trainer.optimizer is not None
+    optimizer = made.run.trainer.optimizer.optimizer
+    assert type(optimizer).__name__ == "AdamW"
+    bits = optimizer.args.optim_bits if type(optimizer).__module__.startswith("bitsandbytes") else 32
+    assert bits == (8 if asked == "adamw_8bit" else 32)
+    assert bool(optimizer.defaults.get("fused")) == (asked not in ("adamw_torch", "adamw_8bit"))
+    notes = [note for note in made.notes("option.replaced") if note.message.startswith("optim")]
+    assert bool(notes) == replaced
+    if replaced:
+        assert notes[0].data == {"asked": asked, "taken": "adamw_torch_fused"}
+
+
+def test_checkpointing_changes_memory_and_not_the_numbers(go: Go):
+    on, off = (go(gradient_checkpointing=flag) for flag in (True, False))
+    assert on.run and on.run.trainer.args.gradient_checkpointing and not off.run.trainer.args.gradient_checkpointing
+    assert on.losses == off.losses
+
+
+def test_everything_may_be_auto(go: Go):
+    names = [
+        "num_train_epochs",
+        "learning_rate",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "max_length",
+        "max_steps",
+        "save_steps",
+        "eval_steps",
+        "logging_steps",
+        "warmup_ratio",
+        "lr_scheduler_type",
+        "weight_decay",
+        "max_grad_norm",
+        "optim",
+        "gradient_checkpointing",
+        "group_by_length",
+        "packing",
+    ]
+    made = go(**dict.fromkeys(names, "auto"))
+    chosen = made.notes("auto.resolved")[0].data
+    assert set(chosen) == set(names)
+    # Twelve rows are few: three epochs of one step each. The base's context is shorter than 1024.
+    assert made.result["steps"] == 3 and chosen["max_length"] == 256
