@@ -162,7 +162,8 @@ class Attempt:
             try:
                 message = child.messages.get(timeout=_POLL_S)
             except Empty:
-                pass
+                if child.ended:
+                    child.kill()  # what it started, and what keeps its output open
             else:
                 if message is None:
                     return
@@ -217,6 +218,7 @@ class Attempt:
             _log.warning("%s: the checkpoint at step %d was not kept: %s", self._claim.job_id, message.step, error)
 
     def _finish_uploads(self) -> None:
+        self._recorder.flush()
         for pending in self._pending:
             self._await(pending)
         self._pending.clear()

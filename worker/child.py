@@ -61,6 +61,11 @@ class Child:
         """The child's process id, which is also its group's."""
         return self._process.pid
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended; one that it started may still hold its output open."""
+        return self._process.poll() is not None
+
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:

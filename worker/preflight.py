@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from queue import Empty
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
 
 from common.context import Context
 from common.errors import InfraError, LeaseLost, UserError
@@ -23,6 +26,7 @@ from worker.heart import Heart, Interrupted
 from worker.trainer import protocol
 from worker.trainer.protocol import Failed, Result, TrainSpec
 from worker.workplace import Device, Workplace
+from worker.writing import persist
 
 _POLL_S = 0.2
 _log = logging.getLogger(__name__)
@@ -45,8 +49,6 @@ class Preflight:
                 _Check(context, claim, heart, folder).run()
         except (LeaseLost, Interrupted) as error:
             _log.info("%s: the check was given up (%s)", claim.job_id, error)
-        except DBAPIError as error:
-            _log.warning("%s: the check could not be recorded (%s)", claim.job_id, type(error).__name__)
         except Exception:
             # The lease runs out and the sweeper rings again.
             _log.exception("%s: the check broke", claim.job_id)
@@ -68,6 +70,15 @@ class _Check:
             self._reject(Failure("user_error", error.code, error.message, error.hint, error.param))
         except InfraError as error:
             self._postpone(Failure("infra", error.code, f"{error.message}."))
+        except OSError as error:
+            self._postpone(Failure("infra", "worker_io", f"The checking worker's disk failed: {error.strerror}."))
+        except (DBAPIError, PoolTimeout) as error:
+            self._postpone(Failure("infra", "database_away", f"The database was away ({type(error).__name__})."))
+        except Interrupted as stop:
+            if stop.wish != "drain":
+                raise
+            # Given back at once: nobody should wait for the end of this lease.
+            self._postpone(Failure("infra", "drained", "The checking worker is leaving."))
         else:
             self._settle(spec, answer)
 
@@ -126,6 +137,8 @@ class _Check:
             try:
                 message = child.messages.get(timeout=_POLL_S)
             except Empty:
+                if child.ended:
+                    child.kill()  # what it started, and what keeps its output open
                 continue
             if message is None:
                 return answer, False
@@ -136,8 +149,8 @@ class _Check:
         if isinstance(answer, Failure):
             (self._reject if answer.kind == "user_error" else self._postpone)(answer)
             return
-        with self._context.write() as session:
-            lifecycle.accept(
+        self._write(
+            lambda session: lifecycle.accept(
                 session,
                 self._claim,
                 base_id=spec.base.id,
@@ -145,11 +158,13 @@ class _Check:
                 dataset_sha256=spec.train_sha256,
                 report=answer.report,
             )
+        )
 
     def _reject(self, failure: Failure) -> None:
-        with self._context.write() as session:
-            lifecycle.reject(session, self._claim, failure)
+        self._write(lambda session: lifecycle.reject(session, self._claim, failure))
 
     def _postpone(self, failure: Failure) -> None:
-        with self._context.write() as session:
-            lifecycle.postpone(session, self._claim, failure, self._limits)
+        self._write(lambda session: lifecycle.postpone(session, self._claim, failure, self._limits))
+
+    def _write(self, change: Callable[[Session], None]) -> None:
+        persist(self._context, self._heart, change)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from common import workers
 from common.context import Context
@@ -65,7 +66,7 @@ class Supervisor:
         try:
             with self._context.write() as session:
                 workers.leave(session, self._workplace.id)
-        except DBAPIError as error:
+        except (DBAPIError, PoolTimeout) as error:
             _log.warning("the database did not hear that this worker leaves (%s)", type(error).__name__)
         self._workplace.close()
 
@@ -96,7 +97,7 @@ class Supervisor:
         before = time.monotonic()
         try:
             claim = self._work.claim(self._context, self._workplace.id)
-        except DBAPIError as error:
+        except (DBAPIError, PoolTimeout) as error:
             _log.warning("the database does not answer (%s); the bell will ring again", type(error).__name__)
             return False
         if claim is None:
@@ -106,6 +107,10 @@ class Supervisor:
         heart = Heart(self._context, claim, before, self.draining)
         try:
             self._base = self._work.run(self._context, claim, heart, self._workplace, self._device)
+        except Exception:
+            # No further claim until the next bell: what is wrong here (a full disk?) would meet every job.
+            _log.exception("%s: the work could not be begun; the job waits for the end of its lease", claim.job_id)
+            return False
         finally:
             heart.close()
             self._job = None
@@ -120,7 +125,7 @@ class Supervisor:
                     _log.info("the operator asked this worker to drain")
                     self.draining.set()
                     self.on_drain()
-            except DBAPIError as error:
+            except (DBAPIError, PoolTimeout) as error:
                 _log.warning("the database did not take this worker's report (%s)", type(error).__name__)
             if self._closed.wait(BEAT_S):
                 return

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from common.errors import InfraError
 from common.jobs.lifecycle import Claim
@@ -67,20 +68,34 @@ class Workplace:
         root.mkdir(parents=True, exist_ok=True)
         self._clear_dead(root)
         self.folder = root / self.id
-        self.folder.mkdir()
-        self._lock = (self.folder / _LOCK).open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._lock = self._take()
+
+    def _take(self) -> IO[bytes]:
+        """Make the folder and lock it; another worker may clear it between the two, since it looks abandoned then."""
+        path = self.folder / _LOCK
+        while True:
+            self.folder.mkdir(exist_ok=True)
+            lock = path.open("wb")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if path.exists():
+                return lock
+            lock.close()
 
     @staticmethod
     def _clear_dead(root: Path) -> None:
-        for lock in root.glob(f"*/{_LOCK}"):
-            with lock.open("w") as held:
+        for path in root.glob(f"*/{_LOCK}"):
+            try:
+                # Not "w", which would make the file again in a folder that another worker is clearing.
+                lock = path.open("r+b")
+            except FileNotFoundError:
+                continue
+            with lock:
                 try:
-                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     continue
-                _log.info("clearing the folder of a worker that died: %s", lock.parent.name)
-                shutil.rmtree(lock.parent, ignore_errors=True)
+                _log.info("clearing the folder of a worker that died: %s", path.parent.name)
+                shutil.rmtree(path.parent, ignore_errors=True)
 
     def has_room(self) -> bool:
         """Whether the disk has the reserve that a job needs."""

@@ -2,7 +2,7 @@
 
 Fault runs measure faults, not imports. Its result depends on the data, the seed and the number of steps only, so that
 an interrupted run must end in the same bytes as an undisturbed one. `metadata` of the job says how it behaves:
-`step_s` (seconds a step), `fault` (`crash`, `oom`, `hang`, `diverge`, `bad_input`, `device`, `full`) at step
+`step_s` (seconds a step), `fault` (`crash`, `oom`, `orphan`, `hang`, `diverge`, `bad_input`, `device`, `full`) at step
 `fault_at`, in attempts up to `fault_attempts`. `trail` is a file to which each step appends a line, before anybody else
 hears of it: `time job epoch what step value`, a log that no fault of the service can touch.
 """
@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -150,6 +151,10 @@ class Run:
             return
         if self.fault == "crash":
             os.kill(os.getpid(), signal.SIGSEGV)
+        elif self.fault == "orphan":
+            # A loader process that outlives the trainer, and holds its output open.
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], stdin=subprocess.DEVNULL)
+            os.kill(os.getpid(), signal.SIGKILL)
         elif self.fault == "hang":
             while True:
                 time.sleep(60)

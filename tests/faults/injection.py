@@ -93,16 +93,9 @@ class Injector:
 
     def _harm_training(self, fault: Fault) -> None:
         """Wait for a trainer, and harm it, its worker, or both, at any moment of the job's life."""
-        found: list[tuple[Service, psutil.Process]] = []
-        waited_for(lambda: bool(found.extend(self._training()) or found), _MOMENT_S)
-        if not found:
-            # Nobody trains for so long: then a worker that waits is harmed.
-            found = [(self._stack.services[self._random.choice(WORKERS)], psutil.Process())]
-        worker, trainer = self._random.choice(found)
-        self._pass(self._random.uniform(0, 0.4))
-        met = _job_of(trainer)
+        worker, trainer, met = self._moment()
         self._note(fault, worker.name, *met)
-        victims = [trainer] if met and fault.whom in ("trainer", "host") else []
+        victims = [trainer] if trainer and fault.whom in ("trainer", "host") else []
         if fault.what == "freeze":
             self._freeze(fault, worker if fault.whom != "trainer" else None, victims)
         elif fault.whom == "trainer":
@@ -112,6 +105,19 @@ class Injector:
             worker.signal(signal.SIGTERM)
         else:
             worker.kill()
+
+    def _moment(self) -> tuple[Service, psutil.Process | None, tuple[str, int] | tuple[()]]:
+        """Return a worker at some moment of a job's life, its trainer, and the job's id and attempt."""
+        deadline = time.monotonic() + _MOMENT_S
+        while time.monotonic() < deadline:
+            if found := self._training():
+                worker, trainer = self._random.choice(found)
+                self._pass(self._random.uniform(0, 0.4))
+                if met := _job_of(trainer):
+                    return worker, trainer, met
+            self._pass(_LOOK_S)
+        # Nobody trains for so long: then a worker that waits is harmed.
+        return self._stack.services[self._random.choice(WORKERS)], None, ()
 
     def _freeze(self, fault: Fault, worker: Service | None, trainers: list[psutil.Process]) -> None:
         frozen = [*([psutil.Process(worker.pid)] if worker and worker.running else []), *trainers]

@@ -81,7 +81,7 @@ class User:
         ways = list(_WAYS)
         way = self._random.choices(ways, [_WAYS[name][0] for name in ways])[0]
         _, behaviour, code = _WAYS[way]
-        steps, seed = self._random.randint(8, 50), self._random.randint(0, 9999)
+        steps, seed = self._random.randint(10, 70), self._random.randint(0, 9999)
         spec = {
             "model": "tiny",
             "dataset": self._datasets["bad" if way == "bad row" else "good"],
