@@ -157,8 +157,10 @@ class Checker:
 
     def _stale(self) -> Iterator[str]:
         for job, changes in self.audit.items():
+            guard: Row | None = None
             for change in changes:
-                if reason := _illegal(change):
+                guard = change if change["what"] == "changed" else guard
+                if reason := _illegal(change, guard):
                     yield f"{job}, audit {change['n']}: {reason}: {dict(change)}"
             claims = {row["epoch"]: row["at"] for row in changes if row["epoch"] != row["old_epoch"]}
             for step in self._steps_of(job):
@@ -181,12 +183,14 @@ class Checker:
         return len(steps), len(steps) - len(set(steps))
 
 
-def _illegal(change: Row) -> str | None:
-    """Return what is wrong with one change of a job, or None."""
+def _illegal(change: Row, guard: Row | None) -> str | None:
+    """Return what is wrong with one change of a job, or None; `guard` is the latest change of the job's own row."""
     what, before, after = change["what"], change["old_status"], change["status"]
     if what in ("metric", "checkpoint"):
-        ok = before == "running" and change["epoch"] == change["old_epoch"] and _alive(change)
-        return None if ok else f"a {what} of an attempt that does not own the job"
+        # The lease is judged at the guard: from there to the commit the row is held, and nobody else can take the job.
+        ok = before == "running" and change["epoch"] == change["old_epoch"]
+        guarded = guard is not None and guard["tx"] == change["tx"] and _alive(guard)
+        return None if ok and guarded else f"a {what} of an attempt that does not own the job"
     if what != "changed":
         return None if what in ("submitted", "artifact") else "a job was deleted"
     if before in ENDED:
