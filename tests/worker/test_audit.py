@@ -6,10 +6,10 @@ import json
 
 from sqlalchemy import delete
 
+from common.audit import audit, collect
 from common.db.rows import JobRow
 from common.jobs import lifecycle
 from common.storage import keys
-from common.audit import audit, collect
 from common.storage.store import PART_BYTES
 from tests.worker.conftest import TENANT, Bench
 
