@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import shapes
 from common.schemas.jobs import JobSpec
 from worker.trainer import protocol
@@ -48,17 +50,18 @@ def drive(folder: Path) -> tuple[int, list[Message]]:
 def main() -> int:
     """Build the base, run the child, print what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--shape", choices=shapes.SHAPES, default="llama3-8b")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--folder", type=Path, default=Path(".tunery/bench"))
+    parser.add_argument("--shape", choices=shapes.SHAPES, help="default: llama3-8b on a GPU, tiny without one")
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--job", type=json.loads, default={}, help="JSON laid over the body of POST /jobs")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     started = time.monotonic()
-    base = shapes.build(chosen.folder / chosen.shape, chosen.shape, device=chosen.device)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shape = chosen.shape or ("llama3-8b" if device == "cuda" else "tiny")
+    base = shapes.build(chosen.folder / shape, shape, device=device)
     print(f"base ready after {time.monotonic() - started:.0f} s", flush=True)
-    run = chosen.folder / f"run-{time.time_ns()}"
+    run = (chosen.folder / f"run-{time.time_ns()}").resolve()
     write_run(run, base, chosen.job, chosen.rows)
     code, said = drive(run)
     files = {path.name: path.stat().st_size for path in sorted((run / "out").rglob("*")) if path.is_file()}
