@@ -47,6 +47,9 @@ def work(context: Context, kind: str, *, once: bool = False, idle_timeout_s: flo
     device = find_device(context.settings.device) if kind == "train" else Device("cpu")
     workplace = Workplace(context.settings)
     supervisor = Supervisor(context, Training() if kind == "train" else Preflight(), workplace, device)
+    # From the first report on a signal means drain; Celery puts its own handlers in place of these later.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: supervisor.draining.set())
     supervisor.start()
     try:
         if once or idle_timeout_s is not None:
@@ -59,8 +62,6 @@ def work(context: Context, kind: str, *, once: bool = False, idle_timeout_s: flo
 
 def work_without_bell(supervisor: Supervisor, once: bool, idle_timeout_s: float) -> int:
     """Work without a broker: look at the database every second, as a pod that was started for one job does."""
-    signal.signal(signal.SIGTERM, lambda *_: supervisor.draining.set())
-    signal.signal(signal.SIGINT, lambda *_: supervisor.draining.set())
     idle_since = time.monotonic()
     while not supervisor.draining.is_set():
         if supervisor.work_off(most=1 if once else None):

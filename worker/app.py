@@ -37,5 +37,6 @@ def serve(settings: Settings, supervisor: Supervisor, which: str) -> int:
         loglevel=settings.log_level,
         hostname=f"{supervisor.worker_id}@{which}",
     )
-    worker.start()
+    if not supervisor.draining.is_set():
+        worker.start()
     return int(worker.exitcode or 0)
