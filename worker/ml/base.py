@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
 
 from common.errors import InvalidInput
 from common.schemas.jobs import JobSpec, Quantization
@@ -65,11 +71,14 @@ def _load(
 ) -> PreTrainedModel:
     options: dict[str, Any] = {} if config is None else {"quantization_config": config}
     try:
+        known = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        # Named here, so that nothing in the folder chooses it; some older architectures have the eager form only.
+        fused = getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(known)], "_supports_sdpa", False)
         return AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=precision.compute,
             device_map={"": str(device)},
-            attn_implementation="sdpa",
+            attn_implementation="sdpa" if fused else "eager",
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,

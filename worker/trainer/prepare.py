@@ -18,6 +18,7 @@ from worker.ml.census import Census
 from worker.ml.checkpoint import config_hash, verify
 from worker.ml.data import load_tokens, tokenize_rows, write_tokens
 from worker.ml.options import resolve_max_length, settle
+from worker.ml.packing import require_isolation
 from worker.ml.precision import choose_precision, pick_device, precision_report
 from worker.ml.sft import Counters
 from worker.ml.tokenizer import ensure_chat_template, load_tokenizer
@@ -25,6 +26,9 @@ from worker.trainer.protocol import Note
 from worker.trainer.run import Run
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers")
+
+
+_PROBES = ("The boats lie in the harbour.", "Snow fell over the hills all night.")
 
 
 def prepare(run: Run) -> None:
@@ -131,6 +135,9 @@ def _prepare_model(run: Run, facts: BaseFacts) -> None:
     run.tell(*run.precision.choices, *replaced)
     base = load_base(run.base_folder, run.job, facts, run.precision, run.device)
     run.tell(*base.choices)
+    if run.options.packing:
+        first, second = (run.tokenizer(text).input_ids for text in _PROBES)
+        require_isolation(base.model, first, second)
     set_seed(run.job.seed)
     run.model = attach(base.model, run.job.lora)
     set_adapter_dtype(run.model, run.precision.adapter)

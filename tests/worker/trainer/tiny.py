@@ -69,6 +69,19 @@ def build_base(folder: Path, *, seed: int = 0, template: str | None = CHATML, **
     return folder
 
 
+def build_family(folder: Path, model_type: str, **config: Any) -> Path:
+    """Write a base of another architecture, with random weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = build_tokenizer(folder)
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
+    torch.manual_seed(0)
+    known = type(AutoConfig.for_model(model_type))(vocab_size=len(tokenizer), **ids, **config)
+    AutoModelForCausalLM.from_config(known).save_pretrained(folder)
+    return folder
+
+
 def chat_rows(count: int) -> list[dict[str, Any]]:
     return [
         {

@@ -1,0 +1,25 @@
+"""Tests that need a CUDA device are left out of a run on a machine without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+def has_cuda() -> bool:
+    """Return whether torch sees a card; torch is imported only where there is a driver."""
+    if not any(Path("/dev").glob("nvidia*")):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect, and not skip: on a machine without a card there is nothing to report about them."""
+    chosen = [item for item in items if item.get_closest_marker("gpu")]
+    if not chosen or has_cuda():
+        return
+    config.hook.pytest_deselected(items=chosen)
+    items[:] = [item for item in items if item not in chosen]
