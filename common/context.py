@@ -41,6 +41,7 @@ class Context:
     def close(self) -> None:
         """Send the last bells and close the connections."""
         self.doorbell.close()
+        self.store.close()
         self.sessions.engine.dispose()
 
 

@@ -81,6 +81,13 @@ class Store:
             aws_secret_access_key=secret.get_secret_value() if secret else None,
         )
 
+    def close(self) -> None:
+        """Close the connections; using the store again opens new ones."""
+        for name in ("_client", "_signer"):
+            client = self.__dict__.pop(name, None)
+            if client is not None:
+                client.close()
+
     def ensure_bucket(self) -> None:
         """Create the bucket unless it is there."""
         with _translated(self.bucket):
