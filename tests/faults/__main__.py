@@ -1,4 +1,4 @@
-"""`python -m tests.faults`: many seeded runs, each appended to a report. Stop it at any time; it goes on where it was."""
+"""`python -m tests.faults`: many seeded runs, each appended to a report. Stop it any time; it goes on where it was."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=20, help="how many seeds")
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--databases", choices=tuple(_DATABASES), default="both")
-    parser.add_argument("--mean", type=float, default=1.3, metavar="SECONDS", help="mean pause between faults")
+    parser.add_argument("--mean", type=float, default=1.1, metavar="SECONDS", help="mean pause between faults")
     parser.add_argument("--report", type=Path, default=Path("docs/faults-report.json"), help="JSON lines, one a run")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the logs of runs that went wrong here")
     return parser.parse_args()

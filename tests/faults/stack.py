@@ -142,7 +142,7 @@ class Stack:
         api = self._process("api", ["api"])
         workers = [self._process(name, ["worker", "train"]) for name in WORKERS]
         others = [self._process(name, ["worker", name]) for name in ("preflight", "sweeper")]
-        for service, word in [(api, "startup complete"), *((worker, "ready") for worker in [*workers, others[0]])]:
+        for service, word in [(api, "Uvicorn running"), *((worker, "ready") for worker in [*workers, others[0]])]:
             service.is_ready = lambda service=service, word=word: word in service.said()
         self.keeper.start(api, *others, *workers, timeout_s=120)
 

@@ -1,0 +1,33 @@
+"""What the fault tests share: an audited installation, and how many examples the state machine runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.judged import Judged
+from tests.processes import Processes
+from tests.worker.conftest import Bench, _tests_are_importable, bench, context
+
+__all__ = ["_tests_are_importable", "bench", "context"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make faults` asks for more examples than `make test`."""
+    parser.addoption("--machine-examples", type=int, default=500, help="examples of the state machine, per database")
+
+
+@pytest.fixture
+def judged(bench: Bench, tmp_path: Path) -> Judged:
+    """An audited installation over SQLite."""
+    return Judged(bench, tmp_path)
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    """Processes that do not outlive the test."""
+    made = Processes(tmp_path)
+    yield made
+    made.end()
