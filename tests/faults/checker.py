@@ -105,8 +105,9 @@ class Checker:
             row = self.rows.get(job)
             if row is None:
                 continue
-            if row["status"] == "failed" and told["code"] not in (None, decoded(row["error"])["code"]):
-                yield f"{job} should fail with {told['code']} and did with {decoded(row['error'])}"
+            error = decoded(row["error"]) or {"code": "no reason"}
+            if row["status"] == "failed" and told["code"] not in (None, error["code"]):
+                yield f"{job} should fail with {told['code']} and did with {error}"
             if row["status"] == "succeeded":
                 yield from self._wrong_success(job, told, row)
             elif row["manifest_key"] or self._artifacts[job]:
@@ -162,7 +163,7 @@ class Checker:
                 guard = change if change["what"] == "changed" else guard
                 if reason := _illegal(change, guard):
                     yield f"{job}, audit {change['n']}: {reason}: {dict(change)}"
-            claims = {row["epoch"]: row["at"] for row in changes if row["epoch"] != row["old_epoch"]}
+            claims = {row["epoch"]: row["at"] for row in changes if row["epoch"] not in (None, row["old_epoch"])}
             for step in self._steps_of(job):
                 taken = min((at for epoch, at in claims.items() if epoch > step.epoch), default=None)
                 if taken is not None and step.at > taken + _TRAIL_SLACK_S:
