@@ -14,9 +14,9 @@ from typing import Any
 
 import psutil
 import pytest
-from safetensors.torch import load_file
 
 from tests.worker.trainer import tiny
+from tests.worker.trainer.conftest import attempt
 from worker.ml.checkpoint import verify
 from worker.trainer import protocol
 from worker.trainer.protocol import Checkpoint, Message, Progress, Result
@@ -75,16 +75,14 @@ def lay_out(folder: Path, base: Path, **options: Any) -> Path:
 
 def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path, base: Path):
     options: dict[str, Any] = {
-        "hyperparameters": {"max_steps": 40, "save_steps": 3, "num_train_epochs": 20.0},
+        "hyperparameters": {"max_steps": 20, "save_steps": 3},
         "lora": {"lora_dropout": 0.2},
     }
     killed = Child(lay_out(tmp_path / "killed", base, **options))
-    killed.until(Checkpoint, 6)
+    killed.until(Checkpoint, 3)
     os.killpg(killed.process.pid, signal.SIGKILL)
     assert killed.end() == -signal.SIGKILL
-    whole = Child(lay_out(tmp_path / "whole", base, **options))
-    said = list(whole.messages())
-    assert whole.end() == protocol.DONE and isinstance(said[-1], Result)
+    whole = attempt(lay_out(tmp_path / "whole", base, **options))
     checkpoints = sorted((killed.folder / "checkpoints").iterdir())
     assert all(verify(folder).step >= 3 for folder in checkpoints)
     resumed = lay_out(tmp_path / "resumed", base, **options, resume_from="resume")
@@ -93,9 +91,8 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path, base: Path):
     last = list(child.messages())[-1]
     assert child.end() == protocol.DONE and isinstance(last, Result)
     name = "out/adapter/adapter_model.safetensors"
-    assert (resumed / name).read_bytes() == (whole.folder / name).read_bytes()
-    assert load_file(resumed / name)
-    assert last.report["tokens_trained"] == said[-1].report["tokens_trained"]
+    assert (resumed / name).read_bytes() == whole.adapter_bytes()
+    assert last.report["tokens_trained"] == whole.result["tokens_trained"]
 
 
 def test_a_stopped_run_leaves_with_a_checkpoint(tmp_path: Path, base: Path):
@@ -157,7 +154,6 @@ def test_a_bad_spec_fails_before_torch_is_loaded(tmp_path: Path, base: Path):
 
 @pytest.mark.parametrize("prompts", [["the fox jumps"], [[{"role": "user", "content": "the fox jumps"}]]])
 def test_base_and_adapter_answer_side_by_side(tmp_path: Path, base: Path, prompts: list[Any]):
-    from tests.worker.trainer.conftest import attempt
     from worker.trainer.compare import compare
 
     tiny.write_run(tmp_path, base, hyperparameters={"max_steps": 40, "learning_rate": 0.05, "num_train_epochs": 20.0})
