@@ -26,8 +26,7 @@ from worker.trainer.protocol import Note
 from worker.trainer.run import Run
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers")
-
-
+# Two texts that a model must not mix up when they are packed into one sequence.
 _PROBES = ("The boats lie in the harbour.", "Snow fell over the hills all night.")
 
 
