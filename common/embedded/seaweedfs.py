@@ -50,6 +50,9 @@ class SeaweedFS:
             "-webdav=false",
             "-admin.ui=false",
             "-volume.preStopSeconds=0",
+            # The default is the free disk in volumes of 128 MB, of which every bucket takes seven at once: some eighty
+            # buckets, and then each write is an InternalError. Volumes take no room before they are written.
+            "-volume.max=10000",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
             f"-s3.localSocket={self.runtime / 's3.sock'}",

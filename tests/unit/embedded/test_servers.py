@@ -136,3 +136,10 @@ def _listening_ports(pid: int) -> set[int]:
             if columns[3] == "0A" and f"socket:[{columns[9]}]" in inodes:
                 ports.add(int(columns[1].rsplit(":", 1)[1], 16))
     return ports
+
+
+def test_seaweedfs_takes_many_buckets(s3: S3):
+    client = s3.client()
+    for _ in range(100):
+        bucket = s3.new_bucket()
+        client.put_object(Bucket=bucket, Key="a", Body=b"x")
