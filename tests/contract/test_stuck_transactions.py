@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 from sqlalchemy import select, text
@@ -13,7 +14,7 @@ from common.db.engine import Sessions, db_now, make_engine
 from common.db.rows import JobRow
 from common.errors import LeaseLost
 from common.jobs import lifecycle, queries
-from common.jobs.lifecycle import MetricPoint
+from common.jobs.lifecycle import Event, MetricPoint, user
 from tests.contract.test_lifecycle import PUBLISHED, Jobs
 from tests.processes import wait_until
 
@@ -24,7 +25,7 @@ def jobs(sessions: Sessions) -> Jobs:
 
 
 @pytest.fixture
-def postgres_jobs(postgres_url: str) -> Jobs:
+def postgres_jobs(postgres_url: str) -> Iterator[Jobs]:
     engine = make_engine(postgres_url)
     migrations.upgrade(engine)
     yield Jobs(Sessions(engine))
@@ -102,3 +103,34 @@ def _freed(jobs: Jobs, job_id: str) -> bool:
             return False
     jobs.end_lease(job_id)
     return jobs.do(lifecycle.expire, job_id) == "queued"
+
+
+@pytest.mark.parametrize("wish", [lifecycle.request_cancel, lifecycle.pause])
+@pytest.mark.parametrize("move", ["release", "claim"])
+def test_a_wish_meets_a_job_that_moves_at_the_same_moment(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, wish: Callable, move: str
+):
+    job_id = jobs.checked()
+    claim = jobs.claim() if move == "release" else None
+    real, moving = user.change, []
+
+    def move_it() -> None:
+        if claim is not None:
+            jobs.do(lifecycle.release, claim, Event("job.released", "x"))
+        else:
+            jobs.do(lifecycle.claim, "w", 60)
+
+    def change_between_two_looks(*arguments: object) -> object:
+        changed = real(*arguments)
+        if not moving:
+            moving.append(threading.Thread(target=move_it))
+            moving[0].start()
+            moving[0].join(1)  # over now, unless it waits for this transaction
+        return changed
+
+    monkeypatch.setattr(user, "change", change_between_two_looks)
+    jobs.do(wish, "t", job_id)
+    moving[0].join(30)
+    row = jobs.row(job_id)
+    wished = row.status if row.status != "running" else {"cancel": "cancelled", "pause": "paused"}[row.desired]
+    assert wished == {"request_cancel": "cancelled", "pause": "paused"}[wish.__name__], (row.status, row.desired)

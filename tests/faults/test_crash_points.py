@@ -84,7 +84,7 @@ def test_a_worker_that_dies(judged: Judged, processes: Processes, point: str):
 @pytest.mark.parametrize("when", ALL)
 @pytest.mark.parametrize("wish", ["cancel", "pause", "drain"])
 def test_a_worker_that_dies_while_it_obeys(judged: Judged, processes: Processes, wish: str, when: str):
-    job_id = judged.submit(steps=30, step_s=0.05)
+    job_id = judged.submit(steps=100, step_s=0.05)
     judged.bench.check()
     process = crash(judged, processes, f"{when} {VERB.format('release')}", "worker", "train", "--once")
     judged.bench.wait(job_id, lambda row: row.step > 2)

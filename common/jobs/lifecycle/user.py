@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import ColumnElement, insert, select
 from sqlalchemy.orm import Session
 
 from common.db.engine import db_now
@@ -67,6 +67,16 @@ def _best_checkpoints(session: Session, job_id: str) -> list[dict[str, Any]]:
     return list({row.step: dict(row._mapping) for row in rows}.values())
 
 
+def _held(session: Session, tenant: str, job_id: str) -> ColumnElement[bool]:
+    """Return the condition that names the job, and hold its row until the end of the transaction.
+
+    A wish looks twice, for a job that waits and for one that runs: in between no worker may take or give it back.
+    """
+    own = own_job(tenant, job_id)
+    session.execute(select(jobs.c.id).where(own).with_for_update())
+    return own
+
+
 def request_cancel(session: Session, tenant: str, job_id: str) -> None:
     """Cancel a job that waits, at once; tell the worker of one that runs. A cancelled job stays cancelled.
 
@@ -74,7 +84,7 @@ def request_cancel(session: Session, tenant: str, job_id: str) -> None:
         WrongState: the job has already succeeded or failed.
         NotFound: no such job in this tenant.
     """
-    own = own_job(tenant, job_id)
+    own = _held(session, tenant, job_id)
     ended = {"status": "cancelled", "desired": "cancel", "finished_at": db_now()} | NO_LEASE
     if change(
         session,
@@ -96,7 +106,7 @@ def pause(session: Session, tenant: str, job_id: str) -> None:
         WrongState: the job has ended or is being cancelled.
         NotFound: no such job in this tenant.
     """
-    own = own_job(tenant, job_id)
+    own = _held(session, tenant, job_id)
     if change(
         session,
         [own, jobs.c.status.in_(states.sources("pause"))],
@@ -124,7 +134,7 @@ def resume(session: Session, tenant: str, job_id: str) -> None:
         WrongState: the job is not paused and no pause was asked for.
         NotFound: no such job in this tenant.
     """
-    own = own_job(tenant, job_id)
+    own = _held(session, tenant, job_id)
     back = {"status": "queued", "desired": "run", "not_before": 0.0, "queued_at": db_now()}
     if change(
         session,
