@@ -214,6 +214,8 @@ class Attempt:
                     num_bytes=kept.bytes,
                 )
             )
+            # The trainer does not look back: what lies in the store need not fill this disk.
+            shutil.rmtree(self._folder / message.folder, ignore_errors=True)
         except (InfraError, OSError) as error:
             _log.warning("%s: the checkpoint at step %d was not kept: %s", self._claim.job_id, message.step, error)
 

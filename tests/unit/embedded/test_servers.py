@@ -19,6 +19,7 @@ from common.embedded.children import Child, Children
 from common.embedded.ports import free_ports, is_free
 from common.embedded.seaweedfs import PORTS, SeaweedFS
 from common.embedded.valkey import Valkey
+from tests.servers import S3
 
 _ENVIRONMENT = {"PATH": os.environ["PATH"]}
 
