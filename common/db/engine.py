@@ -60,6 +60,7 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
         url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True, pool_timeout=10, connect_args=arguments
     )
     event.listen(engine, "connect", _prepare_postgres)
+    event.listen(engine, "after_cursor_execute", _set_timer_again)
     return engine
 
 
@@ -69,6 +70,13 @@ def _prepare_postgres(connection: Any, _record: Any) -> None:
     connection.autocommit = True
     connection.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_IN_TRANSACTION}'")
     connection.autocommit = False
+
+
+def _set_timer_again(connection: Connection, _c: Any, _s: Any, _p: Any, _x: Any, executemany: bool) -> None:
+    # psycopg 3.3 sends many rows as a pipeline, after which Postgres 18 waits for the next statement without its timer
+    # (a flush message takes it back): a plain statement starts it.
+    if executemany:
+        connection.exec_driver_sql("SELECT 1")
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

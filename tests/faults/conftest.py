@@ -9,9 +9,9 @@ import pytest
 
 from tests.faults.judged import Judged
 from tests.processes import Processes
-from tests.worker.conftest import Bench, _tests_are_importable, bench, context
+from tests.worker.conftest import Bench, _tests_are_importable, bench, bench_database_url, context
 
-__all__ = ["_tests_are_importable", "bench", "context"]
+__all__ = ["_tests_are_importable", "bench", "bench_database_url", "context"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def judged(bench: Bench, tmp_path: Path) -> Judged:
-    """An audited installation over SQLite."""
+    """An audited installation."""
     return Judged(bench, tmp_path)
 
 

@@ -1,8 +1,9 @@
 """`python -m tests.faults.crashing POINT MODULE ARGUMENT…`: run a module that kills itself at one point.
 
 POINT is `WHEN MODULE:NAME [N]`, in one argument: at the Nth call (1 if left out) of that function, `before` it runs,
-`after` it has returned (for a verb of lifecycle: not committed yet), or when what it wrote is `committed`. The product
-has no hook for this: the function is wrapped in this process before the module runs.
+`after` it has returned (for a verb of lifecycle: not committed yet), or when what it wrote is `committed`. With
+`freeze-before` and `freeze-after` it stops itself instead, until somebody sends SIGCONT. The product has no hook for
+this: the function is wrapped in this process before the module runs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import runpy
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 from sqlalchemy import event
 
@@ -36,21 +37,20 @@ def _armed(when: str, number: int, real: Callable[..., Any], calls: itertools.co
     @functools.wraps(real)
     def armed(*arguments: Any, **options: Any) -> Any:
         now = next(calls) == number
-        if now and when == "before":
-            _die()
+        if now and when in ("before", "freeze-before"):
+            _leave(when)
         if now and when == "committed":
-            event.listen(arguments[0], "after_commit", lambda session: _die())
+            event.listen(arguments[0], "after_commit", lambda session: _leave(when))
         result = real(*arguments, **options)
-        if now and when == "after":
-            _die()
+        if now and when in ("after", "freeze-after"):
+            _leave(when)
         return result
 
     return armed
 
 
-def _die() -> NoReturn:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise SystemExit  # not reached: SIGKILL cannot be put off
+def _leave(when: str) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP if when.startswith("freeze") else signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,13 @@ def _tests_are_importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def context(make_settings: Callable[..., Settings], sqlite_url: str, tmp_path: Path) -> Iterator[Context]:
+def bench_database_url(sqlite_url: str) -> str:
+    """The database of these tests; a test that wants another one says so."""
+    return sqlite_url
+
+
+@pytest.fixture
+def context(make_settings: Callable[..., Settings], bench_database_url: str, tmp_path: Path) -> Iterator[Context]:
     """An installation with the hash trainer and a base model of one file."""
     base = tmp_path / "models" / "tiny"
     base.mkdir(parents=True)
@@ -43,7 +49,7 @@ def context(make_settings: Callable[..., Settings], sqlite_url: str, tmp_path: P
     (base / "model.safetensors").write_text("")
     (base / "tunery.json").write_text(json.dumps({"id": "org/tiny", "revision": "c0ffee"}))
     settings = make_settings(
-        sqlite_url, trainer_module="tests.faults.hash_trainer", preflight_module="tests.faults.hash_check",
+        bench_database_url, trainer_module="tests.faults.hash_trainer", preflight_module="tests.faults.hash_check",
         lease_s=6.0, retry_max_s=0.0, stop_grace_s=20.0,
     )  # fmt: skip
     made = contexts.build(settings)
