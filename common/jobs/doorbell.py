@@ -11,21 +11,36 @@ import threading
 from typing import Any
 
 from celery import Celery
+from kombu import Connection
 from sqlalchemy.orm import Session
 
 from common.settings import Settings
 
 TRAIN = "train"
 PREFLIGHT = "preflight"
+RETRY_S = 5
 
 _RINGS = "tunery_rings"
 _EXPIRES_S = 60
 _log = logging.getLogger(__name__)
 
 
+class EagerConnection(Connection):
+    """A connection that is tried again every RETRY_S at the latest.
+
+    kombu 5.7 waits for up to 30 s after a long outage, and Celery 5.7 has no setting for it: claims would resume later.
+    """
+
+    def ensure_connection(self, *arguments: Any, **options: Any) -> Any:
+        """Connect, however long that takes."""
+        eager = {"interval_start": 1, "interval_step": 1, "interval_max": RETRY_S}
+        return super().ensure_connection(*arguments, **eager | options)
+
+
 def celery_app(settings: Settings) -> Celery:
     """Return the Celery app of this installation. docs/decisions says what each setting avoids."""
     app = Celery("tunery", broker=settings.broker_url.get_secret_value())
+    app.amqp.Connection = EagerConnection
     app.conf.update(
         # Early acknowledgement: late acks are delivered again after the visibility timeout while the job still runs.
         task_acks_late=False,
