@@ -10,9 +10,10 @@ from typing import Any, BinaryIO
 from common.errors import InvalidInput
 from worker.data import strict_json
 from worker.data.lines import check_object
-from worker.data.source import RawRows, Source
+from worker.data.source import FLATTER, RawRows, Source
 
 _CHUNK = 1 << 16
+_CHECK = "check the commas, quotes and values of this row"
 _BLANK = re.compile(r"[ \t\r\n]*")
 
 
@@ -90,7 +91,7 @@ def read_array(source: Source) -> RawRows:
             if separator == "]":
                 return _no_more(source, window)
             if separator != ",":
-                raise source.bad_row(window.row + 1, "broken JSON: expected , or ] after the row before it")
+                raise source.bad_row(window.row + 1, "broken JSON: expected , or ] after the row before it", _CHECK)
 
 
 def _no_more(source: Source, window: _Window) -> None:
@@ -109,9 +110,9 @@ def _element(source: Source, window: _Window) -> Any:
         try:
             value, end = strict_json.DECODER.raw_decode(window.text, window.start)
         except strict_json.BadJson as error:
-            raise source.bad_row(window.row, str(error)) from error
+            raise source.bad_row(window.row, str(error), _CHECK) from error
         except RecursionError as error:
-            raise source.bad_row(window.row, "the nesting is too deep") from error
+            raise source.bad_row(window.row, "the nesting is too deep", FLATTER) from error
         except ValueError as error:
             if window.ended or not _cut_short(window, error) or len(window.text) - window.start > limit:
                 raise _broken(source, window, error) from error
@@ -134,4 +135,4 @@ def _broken(source: Source, window: _Window, error: ValueError) -> InvalidInput:
     if not window.ended and _cut_short(window, error):
         return source.long_row(window.row)
     what = f"broken JSON: {error.msg}" if isinstance(error, json.JSONDecodeError) else "a number has too many digits"
-    return source.bad_row(window.row, what, "check the commas and quotes of this row")
+    return source.bad_row(window.row, what, _CHECK)

@@ -14,7 +14,7 @@ from worker.data.messages import (
     name_type,
     read_messages,
     read_sharegpt,
-    unpack,
+    read_tools,
 )
 from worker.data.read import read_rows
 from worker.data.rows import Message, Row
@@ -38,8 +38,7 @@ def _chat(number: int, columns: Columns) -> Row:
 
 
 def _tools(columns: Columns) -> tuple[Any, ...]:
-    tools = columns.get("tools")
-    return () if tools is None or tools == "" or tools == [] else tuple(unpack(tools, "tools"))
+    return read_tools(columns.get("tools"), "tools")
 
 
 def _sharegpt(number: int, columns: Columns) -> Row:

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 from common.errors import InvalidInput
 from worker.data import strict_json
-from worker.data.source import RawRows, Source
+from worker.data.source import FEWER_COLUMNS, FLATTER, RawRows, Source
 
 BOM = b"\xef\xbb\xbf"
 
@@ -76,7 +76,7 @@ def check_object(source: Source, number: int, value: Any) -> dict[str, Any]:
         kind = {list: "an array", str: "a string", type(None): "null"}.get(type(value), "a bare value")
         raise source.bad_row(number, f"is {kind}, not an object", 'write each row as an object, e.g. {"messages": […]}')
     if len(value) > source.limits.max_columns:
-        raise source.bad_row(number, f"has {len(value)} columns, more than {source.limits.max_columns}")
+        raise source.bad_row(number, f"has {len(value)} {source.too_many_columns}", FEWER_COLUMNS)
     if strict_json.depth(value, source.limits.max_depth) > source.limits.max_depth:
-        raise source.bad_row(number, f"is nested deeper than {source.limits.max_depth} levels")
+        raise source.bad_row(number, source.too_deep, FLATTER)
     return value

@@ -5,9 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from worker.data import strict_json
+from worker.data.limits import Limits
 from worker.data.rows import ROLES, Message
 
-_EXTRA = ("tool_calls", "tool_call_id", "name", "reasoning_content")
+# Turns of one conversation. Each answer is labelled by rendering all that comes before it, so the work grows as the
+# square of their number.
+TURNS_MAX = 1024
+
+_EXTRA_TEXTS = ("tool_call_id", "name", "reasoning_content")
+_DEPTH_MAX = Limits.max_depth
+_CALLS_HINT = "write OpenAI's form of tool calls"
 _SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
@@ -30,7 +37,7 @@ _ROLE_HINTS = {
 class BadColumn(ValueError):
     """What is wrong with a column of a row; `hint` says what to do."""
 
-    def __init__(self, message: str, hint: str | None = None):
+    def __init__(self, message: str, hint: str):
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -67,10 +74,7 @@ def name_type(value: Any) -> str:
 def unpack(value: Any, where: str) -> list[Any]:
     """Return the list in `value`; a string is read as JSON, because CSV has no lists."""
     if isinstance(value, str):
-        try:
-            value = strict_json.loads(value)
-        except strict_json.BadJson as error:
-            raise BadColumn(f"{where} is a string that is not JSON ({error})", "write a JSON array") from error
+        value = _loads(value, where, "a string that is not JSON", "write a JSON array")
     if not isinstance(value, list):
         raise BadColumn(f"{where} is {name_type(value)}, not an array", 'write [{"role": …, "content": …}, …]')
     if not value:
@@ -78,9 +82,53 @@ def unpack(value: Any, where: str) -> list[Any]:
     return value
 
 
+def _loads(text: str, where: str, otherwise: str, hint: str) -> Any:
+    # JSON inside a string has been seen by no check before.
+    try:
+        value = strict_json.loads(text)
+    except strict_json.BadJson as error:
+        raise BadColumn(f"{where} is {otherwise} ({error})", hint) from error
+    if strict_json.depth(value, _DEPTH_MAX) > _DEPTH_MAX:
+        raise BadColumn(f"{where} is nested deeper than {_DEPTH_MAX} levels", "write it flatter")
+    return value
+
+
+def check_texts(value: Any, where: str) -> Any:
+    """Return `value`, any JSON, if all strings in it can be stored and trained on; raises as `check_text` does."""
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            check_text(item, where, may_be_empty=True)
+        elif isinstance(item, dict):
+            stack.extend((*item, *item.values()))
+        elif isinstance(item, list):
+            stack.extend(item)
+    return value
+
+
+def read_tools(value: Any, where: str) -> tuple[Any, ...]:
+    """Return the descriptions of tools in `value`: none, a list of objects, or such a list as JSON in a string."""
+    if value is None or value == "" or value == []:
+        return ()
+    tools = unpack(value, where)
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, dict):
+            raise BadColumn(f"{where}[{index}] is {name_type(tool)}, not an object", "write each tool as a JSON schema")
+        check_texts(tool, f"{where}[{index}]")
+    return tuple(tools)
+
+
 def read_messages(value: Any, where: str) -> tuple[Message, ...]:
     """Return the conversation in `value`, a list of {role, content} objects."""
-    return tuple(_read_message(item, f"{where}[{index}]") for index, item in enumerate(unpack(value, where)))
+    return tuple(_read_message(item, f"{where}[{index}]") for index, item in enumerate(_turns(value, where)))
+
+
+def _turns(value: Any, where: str) -> list[Any]:
+    turns = unpack(value, where)
+    if len(turns) > TURNS_MAX:
+        raise BadColumn(f"{where} has {len(turns):,} turns, more than {TURNS_MAX:,}", "split it into several rows")
+    return turns
 
 
 def _read_message(item: Any, where: str) -> Message:
@@ -91,9 +139,13 @@ def _read_message(item: Any, where: str) -> Message:
         found = f"role {role!r} is not known" if "role" in item else "has no role"
         raise BadColumn(f"{where} {found}", _ROLE_HINTS.get(str(role), f"roles are {', '.join(ROLES)}"))
     # Parquet fills the fields that a message does not have with null.
-    extra = {key: item[key] for key in _EXTRA if item.get(key) is not None}
-    if "tool_calls" in extra:
-        extra["tool_calls"] = _read_calls(extra["tool_calls"], f"{where}.tool_calls")
+    extra: dict[str, Any] = {
+        key: check_text(item[key], f"{where}.{key}", may_be_empty=True)
+        for key in _EXTRA_TEXTS
+        if item.get(key) is not None
+    }
+    if item.get("tool_calls") is not None:
+        extra = {"tool_calls": _read_calls(item["tool_calls"], f"{where}.tool_calls")} | extra
     content = _read_content(item, where, silent="tool_calls" in extra or role == "tool")
     weight = item.get("weight")
     if weight not in (None, 0, 1):
@@ -122,28 +174,24 @@ def _read_part(part: Any, where: str) -> str:
 def _read_calls(calls: Any, where: str) -> list[Any]:
     # OpenAI writes the arguments as a string of JSON, chat templates want the object.
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise BadColumn(f"{where} is not an array of objects", "write OpenAI's form of tool calls")
+        raise BadColumn(f"{where} is not an array of objects", _CALLS_HINT)
     return [_read_call(call, f"{where}[{index}]") for index, call in enumerate(calls)]
 
 
 def _read_call(call: dict[str, Any], where: str) -> dict[str, Any]:
     function = call.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise BadColumn(f"{where}.function.name is missing", "write OpenAI's form of tool calls")
+        raise BadColumn(f"{where}.function.name is missing", _CALLS_HINT)
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-        try:
-            arguments = strict_json.loads(arguments)
-        except strict_json.BadJson as error:
-            raise BadColumn(
-                f"{where}.function.arguments is not JSON ({error})", "write the arguments as JSON"
-            ) from error
-    return {**call, "function": {**function, "arguments": arguments}}
+        arguments = _loads(arguments, f"{where}.function.arguments", "not JSON", "write the arguments as JSON")
+    made: dict[str, Any] = check_texts({**call, "function": {**function, "arguments": arguments}}, where)
+    return made
 
 
 def read_sharegpt(value: Any, where: str) -> tuple[Message, ...]:
     """Return the conversation in `value`, a list of {from, value} objects."""
-    return tuple(_read_turn(item, f"{where}[{index}]") for index, item in enumerate(unpack(value, where)))
+    return tuple(_read_turn(item, f"{where}[{index}]") for index, item in enumerate(_turns(value, where)))
 
 
 def _read_turn(item: Any, where: str) -> Message:

@@ -7,12 +7,14 @@ from functools import partial
 
 from worker.data.array import read_array
 from worker.data.lines import BOM, read_jsonl
+from worker.data.parquet import read_parquet
 from worker.data.source import RawRows, Source
-from worker.data.table import read_csv, read_parquet
+from worker.data.table import read_csv
 
 _PACKED = {
     b"\x1f\x8b": "gzip-compressed",
     b"PK\x03\x04": "a zip archive",
+    b"PK\x05\x06": "a zip archive",
     b"BZh": "bzip2-compressed",
     b"\xfd7zXZ\x00": "xz-compressed",
     b"\x28\xb5\x2f\xfd": "zstd-compressed",

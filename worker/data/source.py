@@ -11,6 +11,11 @@ from common.errors import InvalidInput, TooLarge
 from worker.data.limits import Limits
 
 KEPT = 20
+# A message is for people: what a file brings into it (a role, a name, a key) may be megabytes.
+_MESSAGE_CHARS = 600
+
+FEWER_COLUMNS = "keep the columns that are trained on"
+FLATTER = "write it flatter: a row needs messages, and messages need role and content"
 
 # A row is its number (counted from 1) and its columns, or what is wrong with it.
 RawRows = Iterator[tuple[int, "dict[str, Any] | InvalidInput"]]
@@ -24,13 +29,26 @@ class Source:
     limits: Limits = field(default_factory=Limits)
     param: str = "dataset"
 
-    def bad_row(self, number: int, message: str, hint: str | None = None) -> InvalidInput:
-        """Return the error that row `number` is wrong."""
-        return InvalidInput(f"{self.param}: row {number}: {message}", code="bad_row", param=self.param, hint=hint)
+    def bad_row(self, number: int, message: str, hint: str) -> InvalidInput:
+        """Return the error that row `number` is wrong, and what to do about it."""
+        return self._refusal(f"row {number}: {message}", "bad_row", hint)
 
-    def bad_file(self, message: str, hint: str | None = None) -> InvalidInput:
-        """Return the error that the file as a whole cannot be read."""
-        return InvalidInput(f"{self.param}: {message}", code="bad_dataset", param=self.param, hint=hint)
+    def bad_file(self, message: str, hint: str) -> InvalidInput:
+        """Return the error that the file as a whole cannot be read, and what to do about it."""
+        return self._refusal(message, "bad_dataset", hint)
+
+    def _refusal(self, message: str, code: str, hint: str) -> InvalidInput:
+        return InvalidInput(f"{self.param}: {_shown(message)}", code=code, param=self.param, hint=hint)
+
+    @property
+    def too_many_columns(self) -> str:
+        """The end of a sentence about a row or file that has too many columns."""
+        return f"columns, more than {self.limits.max_columns}"
+
+    @property
+    def too_deep(self) -> str:
+        """What is wrong with a row of too many levels."""
+        return f"is nested deeper than {self.limits.max_depth} levels"
 
     def too_large(self, message: str, hint: str) -> TooLarge:
         """Return the error that the file passes a limit of the operator."""
@@ -59,6 +77,13 @@ class Source:
             f"is longer than {self.limits.max_row_bytes:,} bytes",
             "shorten it, or ask the operator to raise TUNERY_MAX_ROW_BYTES; a JSONL file has one object per line",
         )
+
+
+def _shown(message: str) -> str:
+    # What a database cannot store (NULs, lone surrogates) is spelled out.
+    message = message.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")
+    half = _MESSAGE_CHARS // 2
+    return message if len(message) <= _MESSAGE_CHARS else f"{message[:half]} … {message[-half:]}"
 
 
 class Problems:

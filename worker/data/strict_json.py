@@ -61,20 +61,5 @@ def depth(value: Any, limit: int) -> int:
     return level
 
 
-def weigh(value: Any) -> int:
-    """Return roughly the bytes that `value` holds: characters of its strings, and eight for everything else."""
-    total, stack = 0, [value]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, (str, bytes)):
-            total += len(item)
-        elif isinstance(item, (dict, list)):
-            total += 8
-            stack.extend(_children(item))
-        else:
-            total += 8
-    return total
-
-
 def _children(item: dict[str, Any] | list[Any]) -> list[Any]:
     return list(item.values()) if isinstance(item, dict) else item

@@ -12,10 +12,8 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from worker.data.rows import Message, Row
@@ -23,9 +21,12 @@ from worker.data.source import Problems, Source
 
 Loss = Literal["completion", "assistant", "last_turn", "whole"]
 NO_LOSS = -100
+# Rows are tokenised together, up to so many, or up to so many characters: tokens take some forty times the memory.
 _BATCH = 64
+_BATCH_CHARS = 1 << 20
+# Each answer is found by tokenising all that comes before it: answers times characters, in one row.
+_WORK_CHARS = 64 << 20
 _MARKER = re.compile(r"\{%-?\s*generation\b")
-_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ class Example:
 
 @dataclass(frozen=True)
 class _Plan:
-    # Text of a row, and (text before, text up to the end) for each stretch that carries loss. `ids` and `mask` are
-    # set instead where the template's markers gave them.
+    # Text of a row, and (start, end) in characters for each stretch that carries loss. `ids` and `mask` are set
+    # instead where the template's markers gave them.
     text: str
-    spans: tuple[tuple[str, str], ...] = ()
+    spans: tuple[tuple[int, int], ...] = ()
     loss: Loss = "whole"
     special: bool = False
     ids: tuple[int, ...] = ()
@@ -73,25 +74,26 @@ class Renderer:
         Args:
             problems: takes the rows that the chat template refuses; without it the first one raises InvalidInput.
         """
-        stream = iter(rows)
-        while batch := list(islice(stream, _BATCH)):
-            plans: list[tuple[Row, _Plan]] = []
-            for row in batch:
-                try:
-                    plans.append((row, self._plan(row)))
-                except BadTurn as error:
-                    failure = source.bad_row(row.number, str(error), error.hint)
-                    if problems is None:
-                        raise failure from error
-                    problems.add(failure)
-            yield from self._encode(plans)
+        plans: list[tuple[Row, _Plan]] = []
+        for row in rows:
+            try:
+                plans.append((row, self._plan(row)))
+            except BadTurn as error:
+                failure = source.bad_row(row.number, str(error), error.hint)
+                if problems is None:
+                    raise failure from error
+                problems.add(failure)
+            if len(plans) == _BATCH or sum(len(plan.text) for _, plan in plans) > _BATCH_CHARS:
+                yield from self._encode(plans)
+                plans = []
+        yield from self._encode(plans)
 
     def _plan(self, row: Row) -> _Plan:
         if row.kind == "text":
             return _Plan(self._ended(row.text), special=True)
         if not row.messages:
             whole = self._ended(row.prompt + row.completion)
-            return _Plan(whole, ((row.prompt, whole),), "completion", special=True)
+            return _Plan(whole, ((len(row.prompt), len(whole)),), "completion", special=True)
         turns = [self._known_role(message) for message in row.messages]
         text = self._template_text(turns, row)
         _check_kept(row.messages, text)
@@ -102,6 +104,11 @@ class Renderer:
 
     def _plan_chat(self, row: Row, turns: list[dict[str, Any]], text: str) -> _Plan:
         answers = [index for index, message in enumerate(row.messages) if message.role == "assistant"]
+        if len(answers) * len(text) > _WORK_CHARS:
+            raise BadTurn(
+                f"{len(answers):,} assistant turns in {len(text):,} characters are too much work to label",
+                "split it into several rows",
+            )
         spans = {index: self._span(turns, row, text, index, index + 1) for index in answers}
         trained = tuple(span for index, span in spans.items() if row.messages[index].trained and span)
         if all(spans.values()):
@@ -120,8 +127,8 @@ class Renderer:
         mask = tuple(encoded["assistant_masks"])
         return _Plan(text, ids=tuple(encoded["input_ids"]), mask=mask, loss="assistant") if any(mask) else _Plan(text)
 
-    def _span(self, turns: list[dict[str, Any]], row: Row, text: str, start: int, end: int) -> tuple[str, str] | None:
-        # The texts before and up to the end of turns[start:end], if both are prefixes of the whole.
+    def _span(self, turns: list[dict[str, Any]], row: Row, text: str, start: int, end: int) -> tuple[int, int] | None:
+        # The characters before and up to the end of turns[start:end], if both are prefixes of the whole.
         if not start:
             return None  # nothing comes before it that an answer could follow
         try:
@@ -132,19 +139,27 @@ class Renderer:
         # What follows the end-of-turn token (ChatML: a newline) is never generated, so it is not learnt either.
         trimmed = upto.rstrip()
         upto = trimmed if trimmed.endswith(self._endings) else upto
-        return (before, upto) if text.startswith(before) and text.startswith(upto) and len(before) < len(upto) else None
+        if not (text.startswith(before) and text.startswith(upto) and len(before) < len(upto)):
+            return None
+        return len(before), len(upto)
 
     def _template_text(self, turns: list[dict[str, Any]], row: Row, *, prompt: bool = False) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(
-                turns, tools=list(row.tools) or None, tokenize=False, add_generation_prompt=prompt
+            text = str(
+                self._tokenizer.apply_chat_template(
+                    turns, tools=list(row.tools) or None, tokenize=False, add_generation_prompt=prompt
+                )
             )
-        except _TEMPLATE_ERRORS as error:
+        except Exception as error:  # a template is a program of the base's author: it raises what it likes
             raise BadTurn(
                 f"the chat template of the base model refuses this conversation: {error}",
                 "mind the order of roles and whether the base knows a system role",
             ) from error
-        return str(text)
+        if len(text) > _WORK_CHARS:
+            raise BadTurn(
+                f"the chat template of the base model makes {len(text):,} characters of it", "use another base"
+            )
+        return text
 
     def _known_role(self, message: Message) -> dict[str, Any]:
         values = message.as_dict()
@@ -157,31 +172,49 @@ class Renderer:
         return text if text.endswith(eos) else text + eos
 
     def _encode(self, plans: list[tuple[Row, _Plan]]) -> Iterator[Example]:
-        ids = self._tokenize([(text, plan.special) for _, plan in plans for text in _texts(plan)])
-        for row, plan in plans:
-            whole, spans = ids[plan.text, plan.special], plan.spans
+        wholes = list(self._tokenize((plan.text, plan.special) for _, plan in plans))
+        ends = self._token_ends([plan for _, plan in plans], wholes)
+        for index, (row, plan) in enumerate(plans):
+            whole = wholes[index]
             if plan.mask:
                 whole = list(plan.ids)
                 labels = [token if bit else NO_LOSS for token, bit in zip(whole, plan.mask, strict=True)]
-            elif spans:
+            elif plan.spans:
                 labels = [NO_LOSS] * len(whole)
-                for before, upto in spans:
-                    start = common_prefix(ids[before, plan.special], whole)
-                    end = common_prefix(ids[upto, plan.special], whole)
+                for before, upto in plan.spans:
+                    start, end = ends[index, before], ends[index, upto]
                     labels[start:end] = whole[start:end]
             else:
                 labels = list(whole)
             cut = self._max_length
             yield Example(row.number, whole[:cut], labels[:cut], plan.loss, max(0, len(whole) - cut))
 
-    def _tokenize(self, texts: list[tuple[str, bool]]) -> dict[tuple[str, bool], list[int]]:
-        # Chat templates write the special tokens themselves; plain text gets those that the tokenizer adds.
-        found: dict[tuple[str, bool], list[int]] = {}
-        for special in (True, False):
-            wanted = list({text: None for text, is_special in texts if is_special == special})
-            if wanted:
-                encoded = self._tokenizer(wanted, add_special_tokens=special, verbose=False)["input_ids"]
-                found.update({(text, special): ids for text, ids in zip(wanted, encoded, strict=True)})
+    def _token_ends(self, plans: list[_Plan], wholes: list[list[int]]) -> dict[tuple[int, int], int]:
+        # (index of the plan, characters of its text) -> how many of its tokens these characters are.
+        ends = {(index, len(plan.text)): len(wholes[index]) for index, plan in enumerate(plans)}
+        cuts = {(index, cut): None for index, plan in enumerate(plans) for span in plan.spans for cut in span}
+        wanted = [place for place in cuts if place not in ends]
+        texts = ((plans[index].text[:cut], plans[index].special) for index, cut in wanted)
+        for (index, cut), ids in zip(wanted, self._tokenize(texts), strict=True):
+            ends[index, cut] = common_prefix(ids, wholes[index])
+        return ends
+
+    def _tokenize(self, texts: Iterable[tuple[str, bool]]) -> Iterator[list[int]]:
+        # In order, many at once. Chat templates write the special tokens themselves; plain text gets those that the
+        # tokenizer adds.
+        chunk: list[str] = []
+        chars, kind = 0, False
+        for text, special in texts:
+            if chunk and (special != kind or chars + len(text) > _BATCH_CHARS):
+                yield from self._ids(chunk, kind)
+                chunk, chars = [], 0
+            chunk.append(text)
+            chars, kind = chars + len(text), special
+        if chunk:
+            yield from self._ids(chunk, kind)
+
+    def _ids(self, texts: list[str], special: bool) -> list[list[int]]:
+        found: list[list[int]] = self._tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
         return found
 
 
@@ -191,12 +224,6 @@ class BadTurn(ValueError):
     def __init__(self, message: str, hint: str):
         super().__init__(message)
         self.hint = hint
-
-
-def _texts(plan: _Plan) -> Iterator[str]:
-    yield plan.text
-    for span in plan.spans:
-        yield from span
 
 
 def _check_kept(messages: tuple[Message, ...], text: str) -> None:

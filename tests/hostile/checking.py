@@ -1,0 +1,97 @@
+"""Lays out a job with hostile bytes and runs the preflight's own code on it, here or in the real child."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tests.processes import ROOT
+from tests.worker.trainer import tiny
+from worker.trainer import protocol
+from worker.trainer.check import answer
+from worker.trainer.protocol import Failed, Message
+
+# What is in a dataset file, or what writes it.
+Content = bytes | str | Callable[[Path], None]
+
+MESSAGE_MAX = 16_000
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A dataset file that must be refused: `says` is part of the message, after the field's name."""
+
+    name: str
+    file: str
+    content: Content
+    says: str
+    limits: dict[str, int] = field(default_factory=dict)
+
+
+def lay_out(folder: Path, base: Path, file: str, content: Content, **options: Any) -> Path:
+    """Lay out a job in `folder` whose dataset is `file` with `content`; job fields and `limits` by name."""
+    limits = options.pop("limits", {})
+    spec = tiny.write_run(folder, base, **options)
+    path = folder / "dataset" / file
+    if callable(content):
+        content(path)
+    else:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    replace(spec, train_file=f"dataset/{file}", limits=limits).write(folder)
+    return folder
+
+
+def refusal(folder: Path, param: str = "dataset") -> Failed:
+    """Check the job in `folder` in this process and return why it is refused."""
+    said: list[Message] = []
+    code = answer(folder, said.append)
+    assert code == protocol.BAD_INPUT, (code, str(said[-1])[:2000])
+    return told(said[-1], param)
+
+
+def told(last: Message | None, param: str = "dataset") -> Failed:
+    """Return `last` if it is a refusal that a user can act on: field, reason and hint, all of them short."""
+    assert isinstance(last, Failed), str(last)[:2000]
+    assert last.param == param, (last.param, last.message[:2000])
+    assert last.hint, f"no hint: {last.message[:2000]}"
+    for text in (last.message, last.hint):
+        assert len(text) <= MESSAGE_MAX, f"{len(text):,} characters: {text[:500]}"
+        assert "\x00" not in text and text.encode(), "a database could not store it"
+    return last
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a real check child ended, and what it took."""
+
+    code: int
+    last: Message | None
+    rss_bytes: int
+    cpu_s: float
+    log: str
+
+
+def run_child(folder: Path, *, address_space_bytes: int, timeout_s: float = 120.0) -> Ended:
+    """Run `python -m worker.trainer.check` on `folder` under a cap on its address space, as a preflight worker does."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "LANG": "C.UTF-8"}
+    with (folder / "out.log").open("wb") as out, (folder / "err.log").open("wb") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "worker.trainer.check", str(folder)],
+            stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=folder, env=environment, start_new_session=True,
+        )  # fmt: skip
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (address_space_bytes, address_space_bytes))
+        # A hang ends in the child's death by this limit, and so in a failed test.
+        resource.prlimit(process.pid, resource.RLIMIT_CPU, (int(timeout_s), int(timeout_s)))
+        _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    said = [protocol.decode(line) for line in (folder / "out.log").read_bytes().splitlines()]
+    log = (folder / "err.log").read_text(errors="replace")
+    return Ended(
+        process.returncode, said[-1] if said else None, used.ru_maxrss * 1024, used.ru_utime + used.ru_stime, log
+    )
