@@ -64,11 +64,20 @@ class Attempt:
             self._run()
         except LeaseLost as error:
             _log.warning("%s: the lease is lost: %s", self._claim.job_id, error.message)
-        except Exception:
-            # The lease runs out and the sweeper queues the job again.
-            _log.exception("%s: the attempt could not be settled", self._claim.job_id)
+        except Exception as error:
+            _log.exception("%s: the attempt broke", self._claim.job_id)
+            self._settle_broken(error)
         finally:
             self._uploads.shutdown(wait=True, cancel_futures=True)
+
+    def _settle_broken(self, error: Exception) -> None:
+        """Count an error of this program as a crash: what breaks every attempt must end the job, with a reason."""
+        failure = Failure("crash", "worker_broke", f"The worker failed ({type(error).__name__}).")
+        try:
+            self._fault(failure)
+        except Exception as again:
+            # The lease runs out and the sweeper queues the job again.
+            _log.warning("%s: the attempt could not be settled: %r", self._claim.job_id, again)
 
     def _run(self) -> None:
         try:

@@ -51,7 +51,7 @@ class Preflight:
             _log.info("%s: the check was given up (%s)", claim.job_id, error)
         except Exception:
             # The lease runs out and the sweeper rings again.
-            _log.exception("%s: the check broke", claim.job_id)
+            _log.exception("%s: the check could not be settled", claim.job_id)
 
 
 class _Check:
@@ -79,6 +79,12 @@ class _Check:
                 raise
             # Given back at once: nobody should wait for the end of this lease.
             self._postpone(Failure("infra", "drained", "The checking worker is leaving."))
+        except LeaseLost:
+            raise
+        except Exception as error:
+            # An error of this program, counted: what breaks every check must end the job, with a reason.
+            _log.exception("%s: the check broke", self._claim.job_id)
+            self._postpone(Failure("crash", "check_broke", f"The check failed ({type(error).__name__})."))
         else:
             self._settle(spec, answer)
 

@@ -2,9 +2,9 @@
 
 Fault runs measure faults, not imports. Its result depends on the data, the seed and the number of steps only, so that
 an interrupted run must end in the same bytes as an undisturbed one. `metadata` of the job says how it behaves:
-`step_s` (seconds a step), `fault` (`crash`, `oom`, `orphan`, `hang`, `diverge`, `bad_input`, `device`, `full`) at step
-`fault_at`, in attempts up to `fault_attempts`. `trail` is a file to which each step appends a line, before anybody else
-hears of it: `time job epoch what step value`, a log that no fault of the service can touch.
+`step_s` (seconds a step), `fault` (`crash`, `oom`, `orphan`, `odd_words`, `hang`, `diverge`, `bad_input`, `device`,
+`full`) at step `fault_at`, in attempts up to `fault_attempts`. `trail` is a file to which each step appends a line,
+before anybody else hears of it: `time job epoch what step value`, a log that no fault of the service can touch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 from worker.trainer import protocol
-from worker.trainer.protocol import Checkpoint, Failed, Metrics, Progress, Result, Sender, Stage, TrainSpec
+from worker.trainer.protocol import Checkpoint, Failed, Metrics, Note, Progress, Result, Sender, Stage, TrainSpec
 
 PR_SET_PDEATHSIG = 1
 FAULTS = {
@@ -151,6 +151,8 @@ class Run:
             return
         if self.fault == "crash":
             os.kill(os.getpid(), signal.SIGSEGV)
+        elif self.fault == "odd_words":
+            self.say(Note("trainer.said", "a NUL \0 and half a character \ud83d", data={"row": "\0 \ud83d"}))
         elif self.fault == "orphan":
             # A loader process that outlives the trainer, and holds its output open.
             subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], stdin=subprocess.DEVNULL)

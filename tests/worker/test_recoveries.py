@@ -241,6 +241,22 @@ def test_a_full_disk_before_the_attempt_does_not_end_the_worker(bench: Bench, mo
     assert supervisor.work_off() == 1 and bench.row(job_id).status == "succeeded"
 
 
+@pytest.mark.parametrize(("kind", "code"), [("preflight", "check_broke"), ("train", "crash_loop")])
+def test_what_breaks_every_attempt_ends_the_job_with_a_reason(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, kind: str, code: str
+):
+    def broken(*arguments: object, **options: object) -> None:
+        raise KeyError("an error of this program")
+
+    job_id = bench.submit()
+    if kind == "train":
+        bench.check()
+    monkeypatch.setattr(specs, "write", broken)
+    bench.supervisor(kind).work_off()
+    row = bench.row(job_id)
+    assert row.status == "failed" and row.error["code"] == code and "KeyError" in row.error["message"]
+
+
 def _fail_once(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, error: Exception) -> None:
     real = getattr(owner, name)
 

@@ -177,8 +177,19 @@ def decode(line: bytes) -> Message:
     """
     try:
         values = json.loads(line)
+        if b"\\u" in line:
+            values = _storable(values)
         kind = _KINDS[values.pop("type")]
         names = {item.name for item in fields(kind)}
         return kind(**{name: value for name, value in values.items() if name in names})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a message of the trainer protocol: {line[:200]!r}") from error
+
+
+def _storable(value: Any) -> Any:
+    """Return a JSON value with U+FFFD for what a database refuses: NUL and halves of surrogate pairs."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
+    if isinstance(value, dict):
+        return {_storable(key): _storable(item) for key, item in value.items()}
+    return [_storable(item) for item in value] if isinstance(value, list) else value
