@@ -152,7 +152,9 @@ def trainer_environment() -> dict[str, str]:
     # Threads that spin while they wait cost a factor of three to seven where the cores are shared (two cores, three
     # trainers: 7 s became 22 to 47 s).
     quiet = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-    return quiet | environment | offline
+    # pyarrow 26's own allocator reserves a gigabyte of addresses at its first use, of those that a check may have.
+    frugal = {"ARROW_DEFAULT_MEMORY_POOL": "system"}
+    return quiet | frugal | environment | offline
 
 
 def visible_cards() -> list[str] | None:

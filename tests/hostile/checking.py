@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import resource
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from common.settings import trainer_environment
 from tests.processes import ROOT
 from tests.worker.trainer import tiny
 from worker.trainer import protocol
@@ -66,6 +66,23 @@ def told(last: Message | None, param: str = "dataset") -> Failed:
     return last
 
 
+# Linux counts what a process held before its exec as its own: a small process has to start the child, or the test's
+# memory would be measured. Arguments: address space, seconds of CPU, files for output and log, and the command.
+_SPAWN = """
+import json, os, resource, sys
+space, seconds, out, err, *command = sys.argv[1:]
+child = os.fork()
+if not child:
+    for descriptor, name in ((1, out), (2, err)):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), descriptor)
+    resource.setrlimit(resource.RLIMIT_AS, (int(space), int(space)))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
+    os.execv(command[0], command)
+_, status, used = os.wait4(child, 0)
+print(json.dumps([os.waitstatus_to_exitcode(status), used.ru_maxrss * 1024, used.ru_utime + used.ru_stime]))
+"""
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a real check child ended, and what it took."""
@@ -77,21 +94,16 @@ class Ended:
     log: str
 
 
-def run_child(folder: Path, *, address_space_bytes: int, timeout_s: float = 120.0) -> Ended:
+def run_child(folder: Path, *, address_space_bytes: int, cpu_s: int = 60) -> Ended:
     """Run `python -m worker.trainer.check` on `folder` under a cap on its address space, as a preflight worker does."""
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "LANG": "C.UTF-8"}
-    with (folder / "out.log").open("wb") as out, (folder / "err.log").open("wb") as err:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "worker.trainer.check", str(folder)],
-            stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=folder, env=environment, start_new_session=True,
-        )  # fmt: skip
-        resource.prlimit(process.pid, resource.RLIMIT_AS, (address_space_bytes, address_space_bytes))
-        # A hang ends in the child's death by this limit, and so in a failed test.
-        resource.prlimit(process.pid, resource.RLIMIT_CPU, (int(timeout_s), int(timeout_s)))
-        _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    said = [protocol.decode(line) for line in (folder / "out.log").read_bytes().splitlines()]
-    log = (folder / "err.log").read_text(errors="replace")
-    return Ended(
-        process.returncode, said[-1] if said else None, used.ru_maxrss * 1024, used.ru_utime + used.ru_stime, log
-    )
+    environment = trainer_environment() | {"PYTHONPATH": str(ROOT)}
+    out, err = folder / "out.log", folder / "err.log"
+    bounds = [str(address_space_bytes), str(cpu_s), str(out), str(err)]
+    check = [sys.executable, "-P", "-m", "worker.trainer.check", str(folder)]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _SPAWN, *bounds, *check],
+        stdin=subprocess.DEVNULL, capture_output=True, cwd=folder, env=environment, check=True,
+    )  # fmt: skip
+    code, rss_bytes, used_s = json.loads(done.stdout)
+    said = [protocol.decode(line) for line in out.read_bytes().splitlines()]
+    return Ended(code, said[-1] if said else None, rss_bytes, used_s, err.read_text(errors="replace"))

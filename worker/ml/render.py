@@ -182,7 +182,7 @@ class Renderer:
             elif plan.spans:
                 labels = [NO_LOSS] * len(whole)
                 for before, upto in plan.spans:
-                    start, end = ends[index, before], ends[index, upto]
+                    start, end = (ends.get((index, cut), len(whole)) for cut in (before, upto))
                     labels[start:end] = whole[start:end]
             else:
                 labels = list(whole)
@@ -190,13 +190,24 @@ class Renderer:
             yield Example(row.number, whole[:cut], labels[:cut], plan.loss, max(0, len(whole) - cut))
 
     def _token_ends(self, plans: list[_Plan], wholes: list[list[int]]) -> dict[tuple[int, int], int]:
-        # (index of the plan, characters of its text) -> how many of its tokens these characters are.
+        # (index of the plan, characters of its text) -> how many of its tokens these characters are. Left out is what
+        # lies beyond `max_length` tokens, and is cut off: a conversation of a thousand turns would cost its square.
         ends = {(index, len(plan.text)): len(wholes[index]) for index, plan in enumerate(plans)}
-        cuts = {(index, cut): None for index, plan in enumerate(plans) for span in plan.spans for cut in span}
-        wanted = [place for place in cuts if place not in ends]
-        texts = ((plans[index].text[:cut], plans[index].special) for index, cut in wanted)
-        for (index, cut), ids in zip(wanted, self._tokenize(texts), strict=True):
+        cuts = sorted({(index, cut) for index, plan in enumerate(plans) for span in plan.spans for cut in span})
+        full: set[int] = set()
+        asked: list[tuple[int, int]] = []
+
+        def texts() -> Iterator[tuple[str, bool]]:
+            for index, cut in cuts:
+                if (index, cut) not in ends and index not in full:
+                    asked.append((index, cut))
+                    yield plans[index].text[:cut], plans[index].special
+
+        for number, ids in enumerate(self._tokenize(texts())):
+            index, cut = asked[number]
             ends[index, cut] = common_prefix(ids, wholes[index])
+            if ends[index, cut] >= self._max_length:
+                full.add(index)
         return ends
 
     def _tokenize(self, texts: Iterable[tuple[str, bool]]) -> Iterator[list[int]]:
