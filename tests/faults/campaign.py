@@ -24,6 +24,8 @@ from tests.faults.stack import LEASE_S, Stack, running, waited_for
 from tests.faults.user import User
 
 SETTLE_S = 120.0
+_IDLE_S = 40.0
+_SILENT_S = 15.0
 _REFUSED = re.compile(r"the lease is lost|no longer owns|has ended$|given up", re.MULTILINE)
 
 
@@ -41,6 +43,7 @@ class Outcome:
     wrong: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    stuck: list[str] = field(default_factory=list)
     refused_stale_writes: int = 0
     recovery_s: dict[str, list[float]] = field(default_factory=dict)
     steps: int = 0
@@ -52,7 +55,7 @@ class Outcome:
     @property
     def clean(self) -> bool:
         """Whether nothing was wrong."""
-        return not (self.lost or self.doubled or self.wrong or self.stale or self.left)
+        return not (self.lost or self.doubled or self.wrong or self.stale or self.left or self.stuck)
 
     def values(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -96,7 +99,10 @@ def _judge(stack: Stack, outside: Path, outcome: Outcome) -> None:
     direct = stack.direct
     bucket = Bucket(direct.s3_endpoint_url, direct.s3_access_key_id, direct.s3_secret_access_key, direct.s3_bucket)
     waited_for(lambda: all(service.running and service.is_ready() for service in stack.services.values()), 30)
-    checker = Checker(Database(direct.database_url), bucket, outside / "journal.jsonl", outside / "trail")
+    database = Database(direct.database_url)
+    waited_for(lambda: not _stuck(database), _IDLE_S)
+    outcome.stuck = _stuck(database)
+    checker = Checker(database, bucket, outside / "journal.jsonl", outside / "trail")
     verdict = checker.judge()
     outcome.lost, outcome.doubled = verdict.lost, verdict.doubled
     outcome.wrong, outcome.stale = verdict.wrong, verdict.stale
@@ -109,6 +115,17 @@ def _judge(stack: Stack, outside: Path, outcome: Outcome) -> None:
     outcome.recovery_s = recoveries(faults, checker.trail, checker.audit)
     logs = [service.said() for name, service in stack.services.items() if name.startswith(("train", "preflight"))]
     outcome.refused_stale_writes = sum(len(_REFUSED.findall(log)) for log in logs)
+
+
+def _stuck(database: Database) -> list[str]:
+    """Return the workers that do not say that they are idle, when nothing is left to do."""
+    latest = {row["name"]: row for row in database.rows("SELECT * FROM workers ORDER BY started_at")}
+    silent = time.time() - _SILENT_S
+    return [
+        f"{name} was last heard as {row['state']}, with {row['job_id']}, {time.time() - row['heartbeat_at']:.0f} s ago"
+        for name, row in latest.items()
+        if row["state"] != "idle" or row["heartbeat_at"] < silent
+    ]
 
 
 def _keep(folder: Path, target: Path) -> None:

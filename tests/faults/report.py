@@ -13,7 +13,7 @@ from rich.table import Table
 from tests.faults.campaign import Outcome
 from tests.faults.recovery import percentile
 
-WRONGS = ("lost", "doubled", "wrong", "stale", "left")
+WRONGS = ("lost", "doubled", "wrong", "stale", "left", "stuck")
 
 
 def append(path: Path, outcome: Outcome, num_faults: int) -> None:
@@ -54,6 +54,13 @@ def show(runs: list[dict[str, Any]]) -> None:
     table = Table("fault", "injected", "recovery p50 (s)", "p99 (s)", title="Faults by kind")
     for kind in sorted(counts):
         table.add_row(kind, str(counts[kind]), *_percentiles(by_kind[kind]))
+    met = [
+        value
+        for kind, values in by_kind.items()
+        if kind.split()[1] in ("trainer", "worker", "host")
+        for value in values
+    ]
+    table.add_row("those that met a running job", str(sum(run["trainers_hit"] for run in runs)), *_percentiles(met))
     table.add_row("all", str(counts.total()), *_percentiles([value for values in by_kind.values() for value in values]))
     console.print(table)
     sums = Table("what", "number", title=f"{len(runs)} runs: {sum(run['seconds'] for run in runs) / 60:.0f} minutes")
@@ -87,5 +94,6 @@ def _sums(runs: list[dict[str, Any]]) -> dict[str, int]:
         "results wrong": sum(len(run["wrong"]) for run in runs),
         "stale writes accepted": sum(len(run["stale"]) for run in runs),
         "processes left": sum(len(run["left"]) for run in runs),
+        "workers stuck": sum(len(run["stuck"]) for run in runs),
         "runs without a full disk": sum(1 for run in runs if not run["disk"]),
     }
