@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,13 +86,28 @@ def test_a_killed_workers_job_is_claimed_again_after_its_lease(fleet: Fleet):
     assert fleet.bench.adapter(job_id) == fleet.bench.adapter(quiet)
 
 
+def freeze(worker: Process, bench: Bench) -> None:
+    """Stop a worker while it holds no lock: SQLite has one for all writers, and a stopped process keeps it."""
+    path = str(bench.context.sessions.engine.url.database)
+    for _ in range(50):
+        worker.signal(signal.SIGSTOP)
+        with contextlib.closing(sqlite3.connect(path, timeout=0.5, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                worker.signal(signal.SIGCONT)
+            else:
+                return
+    raise AssertionError("the worker never let go of the database")
+
+
 def test_a_stopped_worker_that_wakes_up_after_its_lease_writes_nothing(fleet: Fleet):
     fleet.start("preflight"), fleet.start("sweeper")
     first = fleet.start("train", "first")
     job_id = fleet.bench.submit(steps=30, step_s=0.1)
     fleet.bench.wait(job_id, lambda row: row.step > 2)
     trainer = trainer_of(first)
-    first.signal(signal.SIGSTOP)
+    freeze(first, fleet.bench)
     trainer.suspend()
     fleet.start("train", "second")
     done = fleet.bench.wait(job_id, lambda row: row.status == "succeeded", 60)
