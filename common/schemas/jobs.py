@@ -9,7 +9,7 @@ import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Auto = Literal["auto"]
 
@@ -107,6 +107,15 @@ class Lora(_Strict):
         ]
         | Annotated[Text, Field(min_length=1, max_length=500)]
     ) = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+    @field_validator("target_modules")
+    @classmethod
+    def _is_a_pattern(cls, value: list[str] | str) -> list[str] | str:
+        # Compiled again where the adapter is attached, on a GPU worker: too late to say that it is broken.
+        try:
+            return value if isinstance(value, list) else re.compile(value).pattern
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"is not a regular expression ({error}); a list of names needs none") from error
 
 
 class Quantization(_Strict):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import re
 import shutil
-import tempfile
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,7 @@ from tests.faults.journal import Journal
 from tests.faults.recovery import recoveries
 from tests.faults.schedule import schedule
 from tests.faults.service import processes_of
-from tests.faults.stack import LEASE_S, Stack, running, waited_for
+from tests.faults.stack import LEASE_S, Stack, own_folder, running, waited_for
 from tests.faults.user import User
 
 SETTLE_S = 120.0
@@ -64,12 +63,10 @@ class Outcome:
 
 def run(seed: int, database: str, num_faults: int, *, mean_s: float = 1.3, keep: Path | None = None) -> Outcome:
     """Run one seed over one database. `keep` is a folder that gets all logs if anything is wrong."""
-    folder = Path(tempfile.mkdtemp(prefix="tunery-faults-"))
-    folder.chmod(0o711)
-    outside = folder / "outside"
-    outside.mkdir()
     outcome, begun = Outcome(seed, database), time.monotonic()
-    try:
+    with own_folder() as folder:
+        outside = folder / "outside"
+        outside.mkdir()
         with running(folder, database, random.Random(f"{seed} {database} keeper")) as stack:
             _disturb(stack, outside, outcome, num_faults, mean_s)
             _judge(stack, outside, outcome)
@@ -79,8 +76,6 @@ def run(seed: int, database: str, num_faults: int, *, mean_s: float = 1.3, keep:
         if keep is not None and not outcome.clean:
             _keep(folder, keep / f"{seed}-{database}")
         return outcome
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _disturb(stack: Stack, outside: Path, outcome: Outcome, num_faults: int, mean_s: float) -> None:

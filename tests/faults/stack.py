@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
@@ -40,6 +43,7 @@ LEASE_S = 3.0
 _PLAIN = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
 _TMPFS_BYTES = 48 * 2**20
 _DATABASE = "tunery"
+_PREFIX = "tunery-faults-"
 
 
 @dataclass(frozen=True)
@@ -229,6 +233,30 @@ def running(folder: Path, database: str, randomness: random.Random) -> Iterator[
         yield stack
     finally:
         stack.down()
+
+
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """Yield a folder with a short path (sockets live in it), which is gone afterwards.
+
+    What a run left that was killed itself is cleared first: its processes died with it, its disk is still mounted.
+    """
+    for owner in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/owner"):
+        if not psutil.pid_exists(int(owner.read_text() or 0)):
+            _remove(owner.parent)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    folder.chmod(0o711)
+    (folder / "owner").write_text(str(os.getpid()))
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    if (folder / "work").is_mount():
+        subprocess.run(["umount", "--lazy", str(folder / "work")], capture_output=True, timeout=10)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _mount(folder: Path) -> bool:

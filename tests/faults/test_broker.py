@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from tests.faults.stack import Stack, running
+from tests.faults.stack import Stack, own_folder, running
 from tests.processes import wait_until
 
 ANSWER_S = 6.0
@@ -24,11 +21,8 @@ OUTAGE_S = 8.0
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    folder = Path(tempfile.mkdtemp(prefix="tunery-faults-"))
-    folder.chmod(0o711)
-    with running(folder, "sqlite", random.Random(1)) as made:
+    with own_folder() as folder, running(folder, "sqlite", random.Random(1)) as made:
         yield made
-    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from common.schemas.jobs import JobSpec
 from worker.data.limits import Limits
 from worker.data.source import Problems, Source
-from worker.ml.base_check import base_check
+from worker.ml.base_check import BaseFacts, base_check
+from worker.ml.base_files import bad
 from worker.ml.options import resolve_max_length, settle
 from worker.trainer.entry import claim_stdout, parse_job
 from worker.trainer.faults import classify
@@ -34,30 +35,38 @@ def check(folder: Path, spec: TrainSpec) -> dict[str, Any]:
     Raises:
         InvalidInput: what is wrong, with every bad row in its message (the first in full, the rest counted).
     """
+    from worker.ml.probe import probe_config, probe_targets, probe_template
     from worker.ml.tokenizer import ensure_chat_template, load_tokenizer
 
     job = parse_job(spec)
     facts = base_check(Path(spec.base.path), weights=False)
     max_length = resolve_max_length(job.hyperparameters, facts.context)
+    probe_targets(job.lora.target_modules)
+    probe_config(Path(spec.base.path))
     tokenizer = load_tokenizer(Path(spec.base.path))
     plain = ensure_chat_template(tokenizer)
+    probe_template(tokenizer)
     limits = Limits(**spec.limits)
-    report = _count(Source(folder / spec.train_file, limits), tokenizer, max_length).report()
+    report = _count(Source(folder / spec.train_file, limits), tokenizer, max_length, facts).report()
     if spec.validation_file:
         held_out = Source(folder / spec.validation_file, limits, "validation_dataset")
-        report["validation"] = _count(held_out, tokenizer, max_length).report()
+        report["validation"] = _count(held_out, tokenizer, max_length, facts).report()
     report |= {"architecture": facts.architecture, "context": facts.context, "plain_chat_template": plain}
     return report | _estimate(job, report)
 
 
-def _count(source: Source, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Census:
+def _count(source: Source, tokenizer: PreTrainedTokenizerBase, max_length: int, facts: BaseFacts) -> Census:
     from worker.ml.data import tokenize_rows
 
     problems = Problems()
     census, examples = tokenize_rows(source, tokenizer, max_length, problems)
-    for _ in examples:
-        pass
+    highest = int(tokenizer.pad_token_id or 0)
+    for example in examples:
+        highest = max(highest, *example.input_ids)
     problems.raise_any()
+    if facts.vocab_size is not None and highest >= facts.vocab_size:
+        # On a card this is a fault of the device, which would be blamed.
+        raise bad(f"its tokenizer makes the token {highest:,}, but config.json sets vocab_size to {facts.vocab_size:,}")
     census.require_something(source.param)
     return census
 

@@ -12,6 +12,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from common.errors import InvalidInput
 from worker.ml.base_check import ARCHITECTURES, base_check
 
+# A safetensors file without a tensor.
+EMPTY = b"\x02\0\0\0\0\0\0\0{}"
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -24,7 +26,7 @@ CONFIG = {
 def lay_out(folder: Path, *, files: tuple[str, ...] = ("model.safetensors",), **config: Any) -> Path:
     (folder / "config.json").write_text(json.dumps(CONFIG | config))
     for name in ("tokenizer.json", *files):
-        (folder / name).write_text("{}")
+        (folder / name).write_bytes(EMPTY if name.endswith(".safetensors") else b"{}")
     return folder
 
 
@@ -75,7 +77,7 @@ def test_files_that_are_missing_or_broken(tmp_path: Path):
 def test_pickled_weights_alone_are_refused(tmp_path: Path, name: str, weights: bool):
     error = refusal(lay_out(tmp_path, files=(name,)), weights=weights)
     assert "pickle" in error.message and name in error.message and "safetensors" in (error.hint or "")
-    (tmp_path / "model.safetensors").write_text("")
+    (tmp_path / "model.safetensors").write_bytes(EMPTY)
     assert base_check(tmp_path)
 
 
@@ -90,7 +92,7 @@ def test_every_shard_of_an_index_is_looked_for(tmp_path: Path):
     index.write_text(json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}))
     assert "b.safetensors is missing" in refusal(tmp_path).message
     assert base_check(tmp_path, weights=False)
-    (tmp_path / "b.safetensors").write_text("")
+    (tmp_path / "b.safetensors").write_bytes(EMPTY)
     assert base_check(tmp_path)
     index.write_text(json.dumps({"weight_map": {"x": "../a.safetensors"}}))
     assert "../a.safetensors" in refusal(tmp_path).message
