@@ -11,7 +11,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from common.errors import InvalidInput
-from common.schemas.jobs import Hyperparameters, Lora, Quantization
+from common.schemas.hyperparameters import Hyperparameters
+from common.schemas.lora import Lora, Quantization
 
 GROUPS: dict[str, type[BaseModel]] = {"hyperparameters": Hyperparameters, "lora": Lora, "quantization": Quantization}
 # Fields of the job itself have options of their own.

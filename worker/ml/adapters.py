@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from common.errors import InvalidInput
-from common.schemas.jobs import Lora
+from common.schemas.lora import Lora
 
 _PARAM = "lora.target_modules"
 

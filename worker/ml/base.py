@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from common.errors import InvalidInput
-from common.schemas.jobs import JobSpec, Quantization
+from common.schemas.jobs import JobSpec
+from common.schemas.lora import Quantization
 from worker.ml.base_check import BaseFacts
 from worker.ml.options import Choice
 from worker.ml.precision import Precision

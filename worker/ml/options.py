@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from common.errors import InvalidInput
-from common.schemas.jobs import Hyperparameters, JobSpec
+from common.schemas.hyperparameters import Hyperparameters
+from common.schemas.jobs import JobSpec
 
 DEFAULT_MAX_LENGTH = 1024
 T = TypeVar("T")

@@ -8,7 +8,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from api.validation import field_problems
-from common.schemas.jobs import Hyperparameters, JobSpec
+from common.schemas.hyperparameters import Hyperparameters
+from common.schemas.jobs import JobSpec
 
 GOOD = {"model": "org/name", "dataset": "hf://org/name"}
 

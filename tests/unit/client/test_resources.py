@@ -59,7 +59,7 @@ def test_a_file_that_cannot_be_uploaded_is_named_before_anything_is_sent(peer: P
 def test_a_dataset_is_what_a_create_takes(peer: Peer, client: Tunery, tmp_path: Path):
     import json
 
-    from common.schemas.jobs import Lora
+    from common.schemas.lora import Lora
     from tests.unit.client.conftest import a_job
 
     peer.on("GET", "/datasets", says({"data": [DATASET], "has_more": False, "next": None}))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from common.errors import InvalidInput
-from common.schemas.jobs import Hyperparameters, JobSpec
+from common.schemas.hyperparameters import Hyperparameters
+from common.schemas.jobs import JobSpec
 from worker.ml.options import Options, resolve_max_length, settle, shrunk
 
 
