@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.gpu.running import run
 from tests.worker.trainer import tiny
 from worker.trainer import protocol
 from worker.trainer.protocol import Result
-
-if TYPE_CHECKING:
-    from tests.worker.trainer.conftest import Attempt
 
 pytestmark = pytest.mark.gpu
 
@@ -36,18 +32,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.build_base(tmp_path_factory.mktemp("base"))
 
 
-def run(folder: Path, base: Path, rows: list[dict[str, Any]] | None = None, **options: Any) -> Attempt:
-    """Lay out a job for the card and run it in this process."""
-    from tests.worker.trainer.conftest import attempt
-
-    folder.mkdir()
-    job = {name: options.pop(name) for name in ("method", "lora", "quantization", "resume_from") if name in options}
-    tiny.write_run(folder, base, rows, hyperparameters=options, **job)
-    spec = json.loads((folder / "spec.json").read_text()) | {"device": "cuda:0"}
-    (folder / "spec.json").write_text(json.dumps(spec))
-    return attempt(folder)
-
-
 @pytest.mark.parametrize("optim", ["paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw_torch_fused"])
 def test_every_optimizer_is_the_asked_one(tmp_path: Path, base: Path, optim: str):
     made = run(tmp_path / "run", base, max_steps=30, learning_rate=2e-2, num_train_epochs=10.0, optim=optim)
@@ -65,25 +49,12 @@ def test_a_resumed_run_follows_the_uninterrupted_one(tmp_path: Path, base: Path,
     wide = tiny.build_base(tmp_path / "wide", hidden_size=1024, intermediate_size=2048)
     options = {"max_steps": 6, "save_steps": 3, "method": method, "lora": {"r": 128, "lora_dropout": 0.1}}
     whole = run(tmp_path / "whole", wide, **options)
-    again = _resumed(tmp_path / "again", wide, whole.folder / "checkpoints" / "step-00000003", options)
+    again = run(tmp_path / "again", wide, checkpoint=whole.folder / "checkpoints" / "step-00000003", **options)
     assert again.code == protocol.DONE
     ours, theirs = again.weights(), whole.weights()
     worst = max(float((ours[name].float() - theirs[name].float()).abs().max()) for name in ours)
     assert worst < 1e-3, worst
     assert again.losses[-1] == pytest.approx(whole.losses[-1], abs=1e-3)
-
-
-def _resumed(folder: Path, base: Path, checkpoint: Path, options: dict[str, Any]) -> Attempt:
-    from tests.worker.trainer.conftest import attempt
-
-    folder.mkdir()
-    shutil.copytree(checkpoint, folder / "resume")
-    job = {name: value for name, value in options.items() if name in ("method", "lora")}
-    hyperparameters = {name: value for name, value in options.items() if name not in job}
-    tiny.write_run(folder, base, hyperparameters=hyperparameters, resume_from="resume", **job)
-    spec = json.loads((folder / "spec.json").read_text()) | {"device": "cuda:0"}
-    (folder / "spec.json").write_text(json.dumps(spec))
-    return attempt(folder)
 
 
 def test_packed_rows_do_not_see_each_other(tmp_path: Path, base: Path):

@@ -1,0 +1,37 @@
+"""Runs of the trainer on the card, in this process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.worker.trainer import tiny
+
+if TYPE_CHECKING:
+    from tests.worker.trainer.conftest import Attempt
+
+_JOB = ("method", "lora", "quantization", "shrink")
+
+
+def run(
+    folder: Path,
+    base: Path,
+    rows: list[dict[str, Any]] | None = None,
+    *,
+    checkpoint: Path | None = None,
+    **options: Any,
+) -> Attempt:
+    """Lay out a job for the card and run it; `options` are hyperparameters by name, or other fields of the job."""
+    from tests.worker.trainer.conftest import attempt
+
+    folder.mkdir()
+    job = {name: options.pop(name) for name in _JOB if name in options}
+    if checkpoint is not None:
+        shutil.copytree(checkpoint, folder / "resume")
+        job["resume_from"] = "resume"
+    tiny.write_run(folder, base, rows, hyperparameters=options, **job)
+    spec = json.loads((folder / "spec.json").read_text()) | {"device": "cuda:0"}
+    (folder / "spec.json").write_text(json.dumps(spec))
+    return attempt(folder)
