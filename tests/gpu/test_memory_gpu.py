@@ -61,7 +61,8 @@ def test_a_paged_optimizer_survives_a_spike_that_a_resident_one_does_not(tmp_pat
     with small_card(peak(free) + 96 * 2**20):
         paged = run(tmp_path / "paged", base, spiky_rows(), optim="paged_adamw_32bit", **options)
         resident = run(tmp_path / "resident", base, spiky_rows(), optim="adamw_torch_fused", **options)
-    assert paged.code == protocol.DONE and paged.losses == pytest.approx(free.losses, abs=1e-3)
+    # The backward pass of attention adds in any order, so two equal runs drift apart.
+    assert paged.code == protocol.DONE and paged.losses == pytest.approx(free.losses, rel=1e-3)
     assert resident.code == protocol.OUT_OF_MEMORY
 
 
@@ -99,7 +100,7 @@ def test_memory_returns_to_the_driver_with_the_child(tmp_path: Path, ending: str
     assert (code == protocol.DONE) is (ending == "done")
     after, _ = torch.cuda.mem_get_info()
     assert before - held > 200 * 2**20, "the child never held memory"
-    assert abs(before - after) < 32 * 2**20, (before, after)
+    assert before - after < 32 * 2**20, (before, after)
 
 
 def drive(folder: Path, *, kill: bool) -> tuple[int, int]:
