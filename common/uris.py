@@ -127,6 +127,11 @@ def _s3(uri: str, settings: Settings, param: str) -> DatasetUri:
     return DatasetUri("s3", bucket, key)
 
 
+def without_signature(uri: str) -> str:
+    """Return `uri` as it may be written down: the query of a link, which is what signs it, is left out."""
+    return uri.partition("?")[0].partition("#")[0] if uri.startswith("https://") else uri
+
+
 def _https(uri: str, settings: Settings, param: str) -> DatasetUri:
     parts = urlsplit(uri)
     host = (parts.hostname or "").rstrip(".")

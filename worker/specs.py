@@ -11,6 +11,7 @@ from common.context import Context
 from common.db.rows import JobRow
 from common.jobs.lifecycle import Claim
 from common.settings import Settings
+from common.uris import without_signature
 from worker import fetch
 from worker.bases import Base
 from worker.fetch import Fetched
@@ -41,7 +42,7 @@ def of(settings: Settings, claim: Claim, job: JobRow, base: Base, base_folder: P
     return TrainSpec(
         job_id=job.id,
         attempt=claim.epoch,
-        job=job.spec,
+        job=_unsigned(job.spec),
         base=BaseRef(str(base_folder.resolve()), base.id, base.revision),
         train_file=files.train.file,
         train_sha256=files.train.sha256,
@@ -53,6 +54,12 @@ def of(settings: Settings, claim: Claim, job: JobRow, base: Base, base_folder: P
             "max_rows": settings.max_rows,
         },
     )
+
+
+def _unsigned(job: dict[str, Any]) -> dict[str, Any]:
+    # The spec lies beside the process that runs model code, and is published with the artifacts.
+    links = {name: without_signature(job[name]) for name in ("dataset", "validation_dataset") if job.get(name)}
+    return job | links
 
 
 def write(folder: Path, spec: TrainSpec, **changes: Any) -> TrainSpec:

@@ -69,3 +69,16 @@ def test_a_password_in_a_refused_uri_is_not_repeated():
     with pytest.raises(InvalidInput) as refusal:
         uris.check("https://user:secret@host/x", SETTINGS)
     assert "secret" not in refusal.value.message + str(refusal.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("uri", "written"),
+    [
+        ("https://h/a.jsonl?X-Amz-Signature=s#f", "https://h/a.jsonl"),
+        ("https://h/a.jsonl#f", "https://h/a.jsonl"),
+        ("s3://bucket/a?b#c", "s3://bucket/a?b#c"),
+        ("dataset:ds_0", "dataset:ds_0"),
+    ],
+)
+def test_what_signs_a_link_is_not_written_down(uri: str, written: str):
+    assert uris.without_signature(uri) == written
