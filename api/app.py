@@ -10,7 +10,6 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from api import documentation, errors
-from api.auth import Keyring
 from api.documentation import problem_answers
 from api.edge import Edge
 from api.limits import BodyLimit
@@ -18,6 +17,7 @@ from api.readiness import Readiness
 from api.routes import adapters, base_models, datasets, health, history, jobs, keys, workers
 from api.watching import Watcher
 from common.context import Context
+from common.keyring import Keyring
 
 _ABOUT = "Fine-tune language models with QLoRA on your own GPUs: send a dataset, watch the job, download the adapter."
 

@@ -32,7 +32,7 @@ from worker.child import Child
 from worker.heart import Heart, Interrupted
 from worker.recorder import Recorder
 from worker.trainer import protocol
-from worker.trainer.protocol import Checkpoint, Failed, Result, TrainSpec
+from worker.trainer.protocol import Checkpoint, Failed, Message, Result, TrainSpec
 from worker.writing import persist
 
 _POLL_S = 0.2
@@ -146,7 +146,7 @@ class Attempt:
     # ---- train -------------------------------------------------------------------------------------------------------
 
     def _train(self, spec: TrainSpec) -> int:
-        child = Child([self._settings.trainer_module, str(self._folder)], self._folder)
+        child = Child([self._settings.trainer_module, str(self._folder)], self._folder, protocol.decode)
         self._heart.on_renewed = lambda fence: child.say(do="deadline", monotonic=fence)
         child.say(do="deadline", monotonic=self._heart.fence)
         child.say(do="run")
@@ -163,7 +163,7 @@ class Attempt:
         self._finish_uploads()
         return code
 
-    def _watch(self, child: Child) -> None:
+    def _watch(self, child: Child[Message]) -> None:
         """Record what the child says, until it has no more to say; stop it when that is wished or it hangs."""
         stop_by: float | None = None
         step, step_at = -1, time.monotonic()
@@ -187,7 +187,7 @@ class Attempt:
                 step_at = now
             self._recorder.flush_if_due()
 
-    def _obey(self, child: Child, stop_by: float | None, now: float) -> float | None:
+    def _obey(self, child: Child[Message], stop_by: float | None, now: float) -> float | None:
         """Do to the child what is wished; return the moment by which a child that was asked to stop must be gone."""
         wish = self._heart.wish
         if wish in ("cancel", "lost") or (stop_by is not None and now > stop_by):

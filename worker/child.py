@@ -1,6 +1,7 @@
 """A process that runs model code: started without credentials, spoken to over pipes, ended as a whole group.
 
-The supervisor knows it by its module's name; the words that both use are in `worker.trainer.protocol`.
+Its parent knows it by its module's name and the words that both use: `worker.trainer.protocol` for a trainer,
+`worker.serve.protocol` for the model behind chat completions.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from common.settings import trainer_environment
-from worker.trainer.protocol import Message, decode
 
 _log = logging.getLogger(__name__)
 _LOG_TAIL_BYTES = 8192
@@ -29,12 +29,23 @@ _LOG_TAIL_BYTES = 8192
 _spawner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawner")
 
 
-class Child:
-    """One child process. `messages` yields what it says and, at the end of its output, None."""
+M = TypeVar("M")
 
-    def __init__(self, arguments: Sequence[str], folder: Path, *, address_space_bytes: int | None = None):
+
+class Child(Generic[M]):
+    """One child process. `messages` yields what it says, read by `decode`, and at the end of its output None."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        decode: Callable[[bytes], M],
+        *,
+        address_space_bytes: int | None = None,
+    ):
         self.folder = folder
-        self.messages: queue.Queue[Message | None] = queue.Queue()
+        self.messages: queue.Queue[M | None] = queue.Queue()
+        self._decode = decode
         self._log_path = folder / "trainer.log"
         self._lock = threading.Lock()
         self._process = _spawner.submit(self._spawn, arguments).result()
@@ -70,7 +81,7 @@ class Child:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             try:
-                self.messages.put(decode(line))
+                self.messages.put(self._decode(line))
             except ValueError as error:
                 _log.warning("%s", error)
         self.messages.put(None)

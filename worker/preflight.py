@@ -24,7 +24,7 @@ from worker import bases, specs
 from worker.child import Child
 from worker.heart import Heart, Interrupted
 from worker.trainer import protocol
-from worker.trainer.protocol import Failed, Result, TrainSpec
+from worker.trainer.protocol import Failed, Message, Result, TrainSpec
 from worker.workplace import Device, Workplace
 from worker.writing import persist
 
@@ -103,6 +103,7 @@ class _Check:
         child = Child(
             [settings.preflight_module, str(self._folder)],
             self._folder,
+            protocol.decode,
             address_space_bytes=settings.preflight_memory_bytes,
         )
         try:
@@ -133,7 +134,7 @@ class _Check:
             "dataset",
         )
 
-    def _listen(self, child: Child, deadline: float) -> tuple[Result | Failed | None, bool]:
+    def _listen(self, child: Child[Message], deadline: float) -> tuple[Result | Failed | None, bool]:
         answer: Result | Failed | None = None
         while True:
             self._heart.check_mere_life()

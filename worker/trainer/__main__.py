@@ -28,8 +28,8 @@ def main(folder: Path) -> int:
     parent = os.getppid()
     die_with_parent()
     send, wishes = claim_stdout(), Wishes()
-    watch(wishes, parent)
-    listen(sys.stdin.buffer, wishes)
+    watch(parent, wishes.overdue)
+    listen(sys.stdin.buffer, wishes.obey)
     return attempt(folder, send, wishes)
 
 

@@ -1,4 +1,4 @@
-"""What the supervisor wishes of this process, and the ways in which it ends when the supervisor is gone."""
+"""What the parent wishes of this process, and the ways in which it ends when the parent is gone."""
 
 from __future__ import annotations
 
@@ -71,13 +71,15 @@ class Wishes:
             return time.monotonic() >= self._overdue
 
 
-def listen(pipe: BinaryIO, wishes: Wishes, leave: Callable[[int], object] = os._exit) -> threading.Thread:
-    """Read commands from `pipe` on a thread of its own. At its end the supervisor is gone, and so is the process."""
+def listen(
+    pipe: BinaryIO, obey: Callable[[object], None], leave: Callable[[int], object] = os._exit
+) -> threading.Thread:
+    """Read commands from `pipe` on a thread of its own. At its end the parent is gone, and so is the process."""
 
     def read() -> None:
         for line in pipe:
             try:
-                wishes.obey(json.loads(line))
+                obey(json.loads(line))
             except ValueError:
                 continue
         leave(CRASHED)
@@ -85,7 +87,7 @@ def listen(pipe: BinaryIO, wishes: Wishes, leave: Callable[[int], object] = os._
     return _start(read, "commands")
 
 
-def watch(wishes: Wishes, parent: int, leave: Callable[[int], object] = os._exit) -> threading.Thread:
+def watch(parent: int, overdue: Callable[[], bool], leave: Callable[[int], object] = os._exit) -> threading.Thread:
     """Leave at once when the parent process has changed, or the run did not heed its deadline."""
 
     def look() -> None:
@@ -93,7 +95,7 @@ def watch(wishes: Wishes, parent: int, leave: Callable[[int], object] = os._exit
             if os.getppid() != parent:
                 leave(CRASHED)
                 return
-            if wishes.overdue():
+            if overdue():
                 leave(DRAINED)
                 return
             time.sleep(_WATCH_S)

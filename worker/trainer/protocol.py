@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, Protocol, TypeVar
 
 # Exit codes; anything else, and death by a signal, is a fault of the infrastructure.
 DONE = 0
@@ -145,9 +146,15 @@ class Failed:
 
 
 Message = Stage | Note | Progress | Metrics | Checkpoint | Result | Failed
-_KINDS: dict[str, type[Message]] = {
-    kind.type: kind for kind in (Stage, Note, Progress, Metrics, Checkpoint, Result, Failed)
-}
+
+
+class Said(Protocol):
+    """A message of any child: a dataclass whose `type` is its name on the wire."""
+
+    type: ClassVar[str]
+
+
+M = TypeVar("M", bound=Said)
 
 
 class Sender:
@@ -157,33 +164,36 @@ class Sender:
         self._pipe = pipe
         self._lock = threading.Lock()
 
-    def __call__(self, message: Message) -> None:
+    def __call__(self, message: Said) -> None:
         """Write `message` as one line and flush it."""
         with self._lock:
             self._pipe.write(encode(message))
             self._pipe.flush()
 
 
-def encode(message: Message) -> bytes:
+def encode(message: Said) -> bytes:
     """Return `message` as one line of JSON."""
-    return json.dumps({"type": message.type, **asdict(message)}, allow_nan=False).encode() + b"\n"
+    values: Any = message
+    return json.dumps({"type": message.type, **asdict(values)}, allow_nan=False).encode() + b"\n"
 
 
-def decode(line: bytes) -> Message:
-    """Return the message on `line`.
+def decoder(*kinds: type[M]) -> Callable[[bytes], M]:
+    """Return a function that reads messages of these kinds from lines, and raises ValueError for any other line."""
+    known = {kind.type: kind for kind in kinds}
 
-    Raises:
-        ValueError: the line is not one of this protocol's messages.
-    """
-    try:
-        values = json.loads(line)
-        if b"\\u" in line:
-            values = _storable(values)
-        kind = _KINDS[values.pop("type")]
-        names = {item.name for item in fields(kind)}
-        return kind(**{name: value for name, value in values.items() if name in names})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a message of the trainer protocol: {line[:200]!r}") from error
+    def decode(line: bytes) -> M:
+        try:
+            values = json.loads(line)
+            if b"\\u" in line:
+                values = _storable(values)
+            kind: Any = known[values.pop("type")]
+            names = {item.name for item in fields(kind)}
+            message: M = kind(**{name: value for name, value in values.items() if name in names})
+            return message
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a message of the protocol: {line[:200]!r}") from error
+
+    return decode
 
 
 def _storable(value: Any) -> Any:
@@ -193,3 +203,6 @@ def _storable(value: Any) -> Any:
     if isinstance(value, dict):
         return {_storable(key): _storable(item) for key, item in value.items()}
     return [_storable(item) for item in value] if isinstance(value, list) else value
+
+
+decode: Callable[[bytes], Message] = decoder(Stage, Note, Progress, Metrics, Checkpoint, Result, Failed)
