@@ -31,6 +31,10 @@ def submit(
     method: Annotated[str | None, typer.Option(help="qlora (4-bit base) or lora (16-bit base).")] = None,
     suffix: Annotated[str | None, typer.Option(help="A name for the adapter.")] = None,
     validation: Annotated[str | None, typer.Option(help="A file or URI to evaluate on.", metavar="FILE_OR_URI")] = None,
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(help="A file with a Jinja chat template.", metavar="FILE", exists=True, dir_okay=False),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
     priority: Annotated[int | None, typer.Option(help="-100 to 100; higher runs first.")] = None,
     metadata: Annotated[
@@ -52,6 +56,8 @@ def submit(
     fields |= parse_sets(settings or [])
     if metadata:
         fields["metadata"] = parse_labels(metadata)
+    if chat_template is not None:
+        fields["chat_template"] = chat_template.read_text(encoding="utf-8")
     options = state.of(ctx)
     with options.connect() as client:
         source = resolve(client, dataset, "dataset", options.as_json)

@@ -29,6 +29,7 @@ class JobFields(TypedDict, total=False):
     validation_dataset: str | Dataset | None
     method: str
     suffix: str | None
+    chat_template: str | None
     hyperparameters: Options
     lora: Options
     quantization: Options | None

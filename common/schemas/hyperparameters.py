@@ -34,6 +34,7 @@ class Hyperparameters(Strict):
     gradient_checkpointing: bool | Auto = True
     group_by_length: bool | Auto = True
     packing: bool | Auto = False
+    loss: Literal["all", "completion", "assistant"] | Auto = "auto"
 
     @model_validator(mode="after")
     def _some_step(self) -> Hyperparameters:

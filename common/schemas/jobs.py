@@ -41,6 +41,8 @@ def _dataset_uri(value: str) -> str:
 ModelName = Annotated[str, Field(max_length=256), AfterValidator(_model_name)]
 DatasetUri = Annotated[str, Field(max_length=2048), AfterValidator(no_nul), AfterValidator(_dataset_uri)]
 Suffix = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+# The longest of a known family has some 17,000 characters.
+ChatTemplate = Annotated[Text, Field(min_length=1, max_length=65_536)]
 Metadata = Annotated[
     dict[Annotated[Text, Field(min_length=1, max_length=64)], Annotated[Text, Field(max_length=512)]],
     Field(max_length=16),
@@ -55,6 +57,7 @@ class JobSpec(Strict):
     validation_dataset: DatasetUri | None = None
     method: Literal["qlora", "lora"] = "qlora"
     suffix: Suffix | None = None
+    chat_template: ChatTemplate | None = None
     hyperparameters: Hyperparameters = Hyperparameters()
     lora: Lora = Lora()
     quantization: Quantization | None = None
@@ -109,6 +112,7 @@ class JobRead(BaseModel):
     validation_dataset: str | None
     method: str
     suffix: str | None
+    chat_template: str | None = None
     hyperparameters: Hyperparameters
     lora: Lora
     quantization: Quantization | None

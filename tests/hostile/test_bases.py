@@ -59,7 +59,7 @@ def test_the_links_of_the_hubs_cache_are_followed(tmp_path: Path, base: Path):
 def test_what_a_template_says_can_be_stored(tmp_path: Path, base: Path):
     bad = BadBase("", bases.template("{{ raise_exception('\\x00' ~ '\\ud800' ~ 'x' * 10**6) }}"), "")
     failed = refusal(damaged(tmp_path, base, bad))
-    assert "row 1: the chat template of the base model refuses this conversation: \\x00\\ud800xxx" in failed.message
+    assert "row 1: the chat template refuses this conversation: \\x00\\ud800xxx" in failed.message
 
 
 ALTERNATING = (
@@ -78,7 +78,7 @@ def test_an_order_that_the_template_refuses(tmp_path: Path, base: Path, messages
     bad = BadBase("", bases.template(ALTERNATING), "")
     folder = damaged(tmp_path, base, bad)
     (folder / "dataset" / "a.jsonl").write_text(texts.GOOD + json.dumps({"messages": messages}) + "\n")
-    assert "row 2: the chat template of the base model refuses this conversation: roles" in refusal(folder).message
+    assert "row 2: the chat template refuses this conversation: roles" in refusal(folder).message
 
 
 # ---- text that looks like the template's own ---------------------------------------------------------------------

@@ -147,10 +147,14 @@ def _read_message(item: Any, where: str) -> Message:
     if item.get("tool_calls") is not None:
         extra = {"tool_calls": _read_calls(item["tool_calls"], f"{where}.tool_calls")} | extra
     content = _read_content(item, where, silent="tool_calls" in extra or role == "tool")
+    return Message(role, content, tuple(extra.items()), trained=_read_weight(item, where))
+
+
+def _read_weight(item: dict[str, Any], where: str) -> bool:
     weight = item.get("weight")
     if weight not in (None, 0, 1):
         raise BadColumn(f"{where}.weight is {weight!r}", "weight is 0 or 1")
-    return Message(role, content, tuple(extra.items()), trained=weight != 0)
+    return weight != 0
 
 
 def _read_content(item: dict[str, Any], where: str, *, silent: bool) -> str:
@@ -204,7 +208,7 @@ def _read_turn(item: Any, where: str) -> Message:
     if role is None:
         found = f"role {speaker!r} is not known" if "from" in item else "has no from"
         raise BadColumn(f"{where} {found}", f"from is one of {', '.join(_SHAREGPT_ROLES)}")
-    return Message(role, check_text(item.get("value"), f"{where}.value"))
+    return Message(role, check_text(item.get("value"), f"{where}.value"), trained=_read_weight(item, where))
 
 
 def check_conversation(messages: tuple[Message, ...], where: str) -> tuple[Message, ...]:

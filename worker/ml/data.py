@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from worker.data.formats import parse_rows
 from worker.data.source import Problems, Source
 from worker.ml.census import Census
+from worker.ml.plan import Asked
 from worker.ml.render import Example, Renderer
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ _BATCH = 512
 
 
 def tokenize_rows(
-    source: Source, tokenizer: PreTrainedTokenizerBase, max_length: int, problems: Problems | None = None
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    loss: Asked = "auto",
+    problems: Problems | None = None,
 ) -> tuple[Census, Iterator[Example]]:
     """Return a census that fills as the examples beside it are taken; rows without a token to learn are left out.
 
@@ -32,7 +37,7 @@ def tokenize_rows(
         InvalidInput: while the examples are taken, as `parse_rows` and `Renderer.render` do.
     """
     census = Census(max_length)
-    renderer = Renderer(tokenizer, max_length)
+    renderer = Renderer(tokenizer, max_length, loss)
     examples = renderer.render(source, parse_rows(source, problems), problems)
     return census, (example for example in examples if census.add(example))
 

@@ -70,21 +70,35 @@ def probe_config(folder: Path) -> None:
         raise bad(f"its config.json is refused by transformers: {_line(error)}") from error
 
 
-def probe_template(tokenizer: PreTrainedTokenizerBase, limit_s: float = LIMIT_S) -> None:
-    """Raise InvalidInput if the chat template cannot be run at all: whether it likes a conversation, its rows tell."""
+def probe_template(tokenizer: PreTrainedTokenizerBase, limit_s: float = LIMIT_S, *, asked: bool = False) -> None:
+    """Raise InvalidInput if the chat template cannot be run at all: whether it likes a conversation, its rows tell.
+
+    Args:
+        asked: it came with the job, not with the base.
+    """
+    refuse = _bad_template if asked else lambda reason: bad(f"its chat template {reason}")
     if len(str(tokenizer.chat_template)) > _TEMPLATE_CHARS:
-        raise bad(f"its chat template is longer than {_TEMPLATE_CHARS:,} characters")
+        raise refuse(f"is longer than {_TEMPLATE_CHARS:,} characters")
     try:
         with time_limit(limit_s):
             text = str(tokenizer.apply_chat_template(_TURNS, tokenize=False))
     except _TooLong:
-        raise bad(f"its chat template does not end within {limit_s:.0f} s on two short turns") from None
+        raise refuse(f"does not end within {limit_s:.0f} s on two short turns") from None
     except (SecurityError, TemplateSyntaxError, MemoryError, ArithmeticError, RecursionError) as error:
-        raise bad(f"its chat template cannot be run: {type(error).__name__} {_line(error)}") from error
+        raise refuse(f"cannot be run: {type(error).__name__} {_line(error)}") from error
     except Exception:  # e.g. it wants a system turn first
         return
     if len(text) > _TEMPLATE_CHARS:
-        raise bad(f"its chat template makes {len(text):,} characters of two short turns")
+        raise refuse(f"makes {len(text):,} characters of two short turns")
+
+
+def _bad_template(reason: str) -> InvalidInput:
+    return InvalidInput(
+        f"chat_template: it {reason}",
+        code="bad_chat_template",
+        param="chat_template",
+        hint="write a Jinja template over messages and add_generation_prompt, as tokenizer_config.json has them",
+    )
 
 
 def probe_targets(targets: list[str] | str, limit_s: float = LIMIT_S) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from worker.ml.census import Census
+    from worker.ml.plan import Asked
 
 
 def check(folder: Path, spec: TrainSpec) -> dict[str, Any]:
@@ -36,7 +37,8 @@ def check(folder: Path, spec: TrainSpec) -> dict[str, Any]:
         InvalidInput: what is wrong, with every bad row in its message (the first in full, the rest counted).
     """
     from worker.ml.probe import probe_config, probe_targets, probe_template
-    from worker.ml.tokenizer import ensure_chat_template, load_tokenizer
+    from worker.ml.template import choose_template
+    from worker.ml.tokenizer import load_tokenizer
 
     job = parse_job(spec)
     facts = base_check(Path(spec.base.path), weights=False)
@@ -44,22 +46,25 @@ def check(folder: Path, spec: TrainSpec) -> dict[str, Any]:
     probe_targets(job.lora.target_modules)
     probe_config(Path(spec.base.path))
     tokenizer = load_tokenizer(Path(spec.base.path))
-    plain = ensure_chat_template(tokenizer)
-    probe_template(tokenizer)
-    limits = Limits(**spec.limits)
-    report = _count(Source(folder / spec.train_file, limits), tokenizer, max_length, facts).report()
+    templates = [choice.name for choice in choose_template(tokenizer, job.chat_template)]
+    probe_template(tokenizer, asked=job.chat_template is not None)
+    limits, loss = Limits(**spec.limits), job.hyperparameters.loss
+    report = _count(Source(folder / spec.train_file, limits), tokenizer, max_length, loss, facts).report()
     if spec.validation_file:
         held_out = Source(folder / spec.validation_file, limits, "validation_dataset")
-        report["validation"] = _count(held_out, tokenizer, max_length, facts).report()
+        report["validation"] = _count(held_out, tokenizer, max_length, loss, facts).report()
+    plain = "template.defaulted" in templates
     report |= {"architecture": facts.architecture, "context": facts.context, "plain_chat_template": plain}
     return report | _estimate(job, report)
 
 
-def _count(source: Source, tokenizer: PreTrainedTokenizerBase, max_length: int, facts: BaseFacts) -> Census:
+def _count(
+    source: Source, tokenizer: PreTrainedTokenizerBase, max_length: int, loss: Asked, facts: BaseFacts
+) -> Census:
     from worker.ml.data import tokenize_rows
 
     problems = Problems()
-    census, examples = tokenize_rows(source, tokenizer, max_length, problems)
+    census, examples = tokenize_rows(source, tokenizer, max_length, loss, problems)
     highest = int(tokenizer.pad_token_id or 0)
     for example in examples:
         highest = max(highest, *example.input_ids)

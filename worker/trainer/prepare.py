@@ -6,26 +6,23 @@ import os
 from importlib.metadata import version
 
 import torch
-from datasets import Dataset
 from transformers import set_seed
 
-from worker.data.source import Problems
 from worker.ml.adapters import attach, set_adapter_dtype, trainable_count
 from worker.ml.arguments import choose_optimizer
 from worker.ml.base import load_base
 from worker.ml.base_check import BaseFacts, base_check
-from worker.ml.census import Census
 from worker.ml.checkpoint import config_hash, verify
-from worker.ml.data import load_tokens, tokenize_rows, write_tokens
-from worker.ml.options import resolve_max_length, settle
 from worker.ml.packing import require_isolation
 from worker.ml.precision import choose_precision, pick_device, precision_report
 from worker.ml.sft import Counters
-from worker.ml.tokenizer import ensure_chat_template, load_tokenizer
 from worker.trainer.protocol import Note
+from worker.trainer.rows import prepare_rows
 from worker.trainer.run import Run
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers")
+# What decides the numbers of a run, besides its base and its data.
+_SHAPING = {"method", "hyperparameters", "lora", "quantization", "seed", "validation_dataset", "chat_template"}
 # Two texts that a model must not mix up when they are packed into one sequence.
 _PROBES = ("The boats lie in the harbour.", "Snow fell over the hills all night.")
 
@@ -40,7 +37,7 @@ def prepare(run: Run) -> None:
     facts = base_check(run.base_folder)
     _fix_machine(run)
     _find_resume(run)
-    _prepare_data(run, facts)
+    prepare_rows(run, facts)
     run.wishes.leave_if_asked()
     _prepare_model(run, facts)
     run.wishes.leave_if_asked()
@@ -65,9 +62,7 @@ def _device_name(device: torch.device) -> str:
 
 def _find_resume(run: Run) -> None:
     job = run.job
-    shaping = job.model_dump(
-        mode="json", include={"method", "hyperparameters", "lora", "quantization", "seed", "validation_dataset"}
-    )
+    shaping = job.model_dump(mode="json", include=_SHAPING)
     run.config_hash = config_hash(shaping, run.spec.base.id, run.spec.base.revision, run.spec.train_sha256)
     run.counters = Counters()
     if run.spec.resume_from is None:
@@ -80,52 +75,6 @@ def _find_resume(run: Run) -> None:
     if run.resumed.threads != run.threads or run.resumed.versions != versions():
         message = "the checkpoint was made with another number of threads or other library versions: the run goes on, "
         run.send(Note("resume.differs", message + "but not bit for bit", "warning"))
-
-
-def _prepare_data(run: Run, facts: BaseFacts) -> None:
-    run.tokenizer = load_tokenizer(run.base_folder)
-    if ensure_chat_template(run.tokenizer):
-        message = (
-            "the base model has no chat template: conversations are written in a plain one, saved with the adapter"
-        )
-        run.send(Note("template.defaulted", message))
-    max_length = resolve_max_length(run.job.hyperparameters, facts.context)
-    census, rows = _tokenized(run, run.spec.train_file, "dataset", max_length)
-    options = settle(
-        run.job, num_rows=census.rows, max_length=max_length, cuda=run.device.type == "cuda", shrink=run.spec.shrink
-    )
-    if options.packing:
-        rows = load_tokens(run.folder / "tokens" / "dataset.arrow", pack_to=max_length)
-        options = settle(
-            run.job,
-            num_rows=census.rows,
-            num_packed=len(rows),
-            max_length=max_length,
-            cuda=run.device.type == "cuda",
-            shrink=run.spec.shrink,
-        )
-    run.train_rows, run.options = rows, options
-    run.tell(*options.choices)
-    run.report["data"] = census.report()
-    if run.spec.validation_file:
-        validation, run.eval_rows = _tokenized(run, run.spec.validation_file, "validation_dataset", max_length)
-        run.report["validation_data"] = validation.report()
-
-
-def _tokenized(run: Run, name: str, param: str, max_length: int) -> tuple[Census, Dataset]:
-    problems = Problems()
-    census, examples = tokenize_rows(run.source(name, param), run.tokenizer, max_length, problems)
-    path = run.folder / "tokens" / f"{param}.arrow"
-    path.parent.mkdir(exist_ok=True)
-    write_tokens(examples, path)
-    problems.raise_any()
-    census.require_something(param)
-    run.send(Note("loss.chosen", f"{param}: {census.loss_sentence()}", data=dict(census.losses)))
-    if census.cut_rows:
-        message = f"{param}: {census.cut_share:.1%} of the rows are longer than max_length {max_length} and were cut"
-        dropped = f"; {census.dropped:,} of them lost their whole answer and were left out" if census.dropped else ""
-        run.send(Note("rows.truncated", message + dropped, "warning", census.report()))
-    return census, load_tokens(path)
 
 
 def _prepare_model(run: Run, facts: BaseFacts) -> None:

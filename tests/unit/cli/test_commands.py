@@ -83,6 +83,14 @@ def test_submit_leaves_a_uri_alone(peer: Peer, tunery):
     assert json.loads(peer.requests[0].body) == {"model": "base", "dataset": "hf://org/data"}
 
 
+def test_submit_sends_the_template_in_a_file(peer: Peer, tunery, tmp_path: Path):
+    (tmp_path / "chat.jinja").write_text("{{ messages }} ü\n", encoding="utf-8")
+    peer.on("POST", "/jobs", says(a_job(), 201))
+    done = tunery("submit", "hf://org/data", "-m", "base", "--chat-template", str(tmp_path / "chat.jinja"))
+    assert done.exit_code == 0, done.output
+    assert json.loads(peer.requests[0].body)["chat_template"] == "{{ messages }} ü\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -44,6 +44,7 @@ def test_several_are_put_together_and_the_last_wins():
         ("hyperparams.max_steps=1", "there is no group 'hyperparams'", "did you mean hyperparameters"),
         ("zzz=1", "there is no option 'zzz'", "one of num_train_epochs"),
         ("seed=1", "not set this way", "use --seed"),
+        ("chat_template=x", "not set this way", "use --chat-template FILE"),
         ("validation_dataset=x", "not set this way", "use --validation"),
         ("learning_rate", "not of the form", "learning_rate=1e-4"),
         ("=1", "not of the form", "learning_rate=1e-4"),

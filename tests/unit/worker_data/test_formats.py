@@ -64,6 +64,12 @@ def refusal(folder: Path, *rows: Any) -> InvalidInput:
             Row(1, "chat", messages=CHAT),
         ),
         (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 0},
+                               {"from": "gpt", "value": "b", "weight": 1}]},
+            Row(1, "chat", messages=(
+                Message("user", "a"), Message("assistant", "b", trained=False), Message("assistant", "b"))),
+        ),
+        (
             {"system": "Be brief", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
             Row(1, "chat", messages=(Message("system", "Be brief"), Message("user", "a"), Message("assistant", "b"))),
         ),

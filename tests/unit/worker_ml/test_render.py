@@ -11,6 +11,7 @@ from common.errors import InvalidInput
 from tests.worker.trainer.tiny import CHATML, build_tokenizer
 from worker.data.rows import Message, Row
 from worker.data.source import Problems, Source
+from worker.ml.plan import Asked
 from worker.ml.render import NO_LOSS, Example, Renderer, common_prefix
 from worker.ml.tokenizer import ensure_chat_template, load_tokenizer
 
@@ -59,8 +60,8 @@ def chat(*turns: tuple[str, str], trained: dict[int, bool] | None = None) -> Row
     return Row(1, "chat", messages=tuple(messages))
 
 
-def render(tokenizer: Any, row: Row, max_length: int = 1000) -> Example:
-    return next(Renderer(tokenizer, max_length).render(SOURCE, [row]))
+def render(tokenizer: Any, row: Row, max_length: int = 1000, loss: Asked = "auto") -> Example:
+    return next(Renderer(tokenizer, max_length, loss).render(SOURCE, [row]))
 
 
 def learnt(tokenizer: Any, example: Example) -> list[str]:
@@ -126,7 +127,7 @@ def test_the_markers_of_a_template_are_asked(tokenizer: Any):
 @pytest.mark.parametrize("tokenizer", [STRICT], indirect=True)
 def test_what_the_template_refuses_names_the_row(tokenizer: Any):
     row = chat(("system", "be brief"), ("user", "a"), ("assistant", "b"))
-    with pytest.raises(InvalidInput, match=r"row 1: the chat template .* refuses .*: System role not supported"):
+    with pytest.raises(InvalidInput, match=r"row 1: the chat template refuses .*: System role not supported"):
         render(tokenizer, row)
     problems = Problems()
     assert len(list(Renderer(tokenizer, 99).render(SOURCE, [row, TWO_TURNS, row], problems))) == 1
@@ -138,7 +139,7 @@ def test_what_the_template_refuses_names_the_row(tokenizer: Any):
 def test_a_role_that_the_template_drops_is_refused_by_name(tokenizer: Any, role: str):
     row = chat(("user", "a"), (role, "weather"), ("assistant", "b"))
     named = "system" if role == "developer" else role
-    with pytest.raises(InvalidInput, match=rf"messages\[1\]: .* leaves out the role '({named}|{role})'"):
+    with pytest.raises(InvalidInput, match=rf"messages\[1\]: .*leaves out the role '({named}|{role})'"):
         render(tokenizer, row)
 
 
@@ -203,3 +204,89 @@ def test_the_padding_token_is_one_that_exists(tokenizer: Any):
 )
 def test_common_prefix(prefix: list[int], whole: list[int], length: int):
     assert common_prefix(prefix, whole) == length
+
+
+QUESTION = Row(1, "completion", prompt="the fox:", completion="jumps")
+ANSWERED = Row(1, "completion", messages=TWO_TURNS.messages, num_prompt=3)
+WHOLE = (
+    "<|im_start|>user\nthe fox<|im_end|>\n<|im_start|>assistant\njumps<|im_end|>\n"
+    "<|im_start|>user\nand birds<|im_end|>\n<|im_start|>assistant\nsing to the sea<|im_end|>\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("row", "loss", "expected"),
+    [
+        (TWO_TURNS, "assistant", ["jumps<|im_end|>", "sing to the sea<|im_end|>"]),
+        (TWO_TURNS, "completion", ["sing to the sea<|im_end|>"]),
+        (TWO_TURNS, "all", [WHOLE]),
+        (ANSWERED, "assistant", ["jumps<|im_end|>", "sing to the sea<|im_end|>"]),
+        (ANSWERED, "completion", ["sing to the sea<|im_end|>"]),
+        (ANSWERED, "all", [WHOLE]),
+        (QUESTION, "completion", ["jumps<|im_end|>"]),
+        (QUESTION, "all", ["the fox:jumps<|im_end|>"]),
+        (Row(1, "text", text="the fox"), "all", ["the fox<|im_end|>"]),
+    ],
+)
+def test_the_loss_that_was_asked_for(tokenizer: Any, row: Row, loss: Asked, expected: list[str]):
+    assert learnt(tokenizer, render(tokenizer, row, loss=loss)) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "loss", "words"),
+    [
+        (Row(1, "text", text="the fox"), "completion", "is one text, without a completion"),
+        (Row(1, "text", text="the fox"), "assistant", "is one text"),
+        (QUESTION, "assistant", "has no assistant turns"),
+        (chat(("user", "a"), ("assistant", "b"), trained={1: False}), "completion", r"messages\[1\].* has weight 0"),
+    ],
+)
+def test_a_loss_that_a_row_cannot_have_is_refused(tokenizer: Any, row: Row, loss: Asked, words: str):
+    with pytest.raises(InvalidInput, match=rf"row 1: .*{words}") as caught:
+        render(tokenizer, row, loss=loss)
+    assert "hyperparameters.loss" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("tokenizer", [BACKWARDS], indirect=True)
+@pytest.mark.parametrize("loss", ["completion", "assistant"])
+def test_a_loss_asked_for_by_name_is_not_replaced_by_another(tokenizer: Any, loss: Asked):
+    with pytest.raises(InvalidInput, match="row 1: the chat template does not tell"):
+        render(tokenizer, TWO_TURNS, loss=loss)
+
+
+@pytest.mark.parametrize("tokenizer", [FORGETFUL], indirect=True)
+def test_rewritten_turns_are_no_assistant_turns(tokenizer: Any):
+    row = chat(("user", "a"), ("assistant", "quiet</think>jumps"), ("user", "b"), ("assistant", "quiet</think>sing"))
+    with pytest.raises(InvalidInput, match="does not tell the assistant's turns apart"):
+        render(tokenizer, row, loss="assistant")
+    assert learnt(tokenizer, render(tokenizer, row, loss="completion")) == ["quiet</think>sing<|im_end|>"]
+
+
+def test_any_turn_may_be_muted_where_the_whole_is_learnt(tokenizer: Any):
+    turns = [("system", "be quiet"), *((m.role, m.content) for m in TWO_TURNS.messages)]
+    row = chat(*turns, trained={0: False, 2: False})
+    assert learnt(tokenizer, render(tokenizer, row, loss="all")) == [
+        "<|im_start|>user\nthe fox<|im_end|>\n",
+        "<|im_start|>user\nand birds<|im_end|>\n<|im_start|>assistant\nsing to the sea<|im_end|>\n",
+    ]
+
+
+def test_weights_count_within_a_completion(tokenizer: Any):
+    messages = chat(*((m.role, m.content) for m in TWO_TURNS.messages), trained={1: False}).messages
+    example = render(tokenizer, Row(1, "completion", messages=messages, num_prompt=1))
+    assert learnt(tokenizer, example) == [WHOLE[WHOLE.index("<|im_start|>user\nand birds") :].removesuffix("\n")]
+
+
+@pytest.mark.parametrize("tokenizer", [BACKWARDS], indirect=True)
+@pytest.mark.parametrize("loss", ["auto", "all"])
+def test_a_weight_that_cannot_be_honoured_is_refused(tokenizer: Any, loss: Asked):
+    row = chat(*((m.role, m.content) for m in TWO_TURNS.messages), trained={1: False})
+    with pytest.raises(InvalidInput, match=r"row 1: the chat template does not tell messages\[1\], which has weight 0"):
+        render(tokenizer, row, loss=loss)
+
+
+def test_a_greeting_is_read_and_not_learnt(tokenizer: Any):
+    row = chat(("assistant", "quiet birds"), ("user", "the fox"), ("assistant", "jumps"))
+    for loss in ("auto", "assistant"):
+        example = render(tokenizer, row, loss=loss)
+        assert example.loss == "assistant" and learnt(tokenizer, example) == ["jumps<|im_end|>"]

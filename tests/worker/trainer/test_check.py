@@ -21,7 +21,7 @@ from worker.trainer.protocol import Failed, Message, Result, TrainSpec
 
 def checked(folder: Path, base: Path, rows: list[Any] | None = None, **options: Any) -> tuple[int, Result | Failed]:
     """Lay out a job, check it in this process, and return exit code and last message."""
-    layout = {name: options.pop(name) for name in ("validation", "lora") if name in options}
+    layout = {name: options.pop(name) for name in ("validation", "lora", "chat_template") if name in options}
     tiny.write_run(folder, base, rows, hyperparameters=options, **layout)
     said: list[Message] = []
     code = answer(folder, said.append)
@@ -64,6 +64,27 @@ def test_a_bad_row_of_the_validation_file_is_named_as_such(tmp_path: Path, base:
 def test_lengths_that_cannot_be_trained(tmp_path: Path, base: Path, options: dict[str, Any], code: str):
     ended, failed = checked(tmp_path, base, **options)
     assert ended == protocol.BAD_INPUT and isinstance(failed, Failed) and failed.code == code
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for %}", "cannot be run: TemplateSyntaxError"),
+        ("{{ ''.__class__.__mro__ }}", "cannot be run: SecurityError"),
+        ("{% for i in range(9 ** 9) %}{% endfor %}", "cannot be run: OverflowError"),
+        ("{{ 'a' * 2000000 }}", "makes 2,000,000 characters of two short turns"),
+    ],
+)
+def test_a_chat_template_of_the_request_is_tried_out(tmp_path: Path, base: Path, template: str, words: str):
+    code, failed = checked(tmp_path, base, chat_template=template)
+    assert code == protocol.BAD_INPUT and isinstance(failed, Failed)
+    assert words in failed.message and failed.param == "chat_template" and failed.hint
+
+
+def test_a_loss_that_the_rows_cannot_have_is_refused_by_row(tmp_path: Path, base: Path):
+    code, failed = checked(tmp_path, base, [{"text": "the fox"}, {"text": "a sea"}], loss="assistant")
+    assert code == protocol.BAD_INPUT and isinstance(failed, Failed)
+    assert failed.message.startswith("dataset: row 1: is one text") and "row 2" in failed.message
 
 
 def test_limits_come_with_the_spec(tmp_path: Path, base: Path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from tests.worker.trainer import tiny
 from tests.worker.trainer.conftest import Attempt, Go
@@ -242,6 +243,41 @@ def test_checkpointing_changes_memory_and_not_the_numbers(go: Go):
     assert on.losses == off.losses
 
 
+def test_the_loss_is_on_what_was_asked(go: Go):
+    rows = [
+        {"messages": [*first["messages"], *second["messages"]]}
+        for first, second in zip(tiny.chat_rows(12), tiny.chat_rows(12)[::-1], strict=True)
+    ]
+    runs = {loss: go(rows, loss=loss, max_length=128) for loss in ("all", "assistant", "completion", "auto")}
+    counts = {loss: made.result["loss_tokens_trained"] for loss, made in runs.items()}
+    assert (
+        counts["all"] == runs["all"].result["tokens_trained"] - 12
+        and counts["completion"] < counts["assistant"] < counts["all"]
+    )
+    assert runs["auto"].adapter_bytes() == runs["assistant"].adapter_bytes()
+    assert len({runs[loss].adapter_bytes() for loss in ("all", "assistant", "completion")}) == 3
+    assert "on the whole text" in runs["all"].notes("loss.chosen")[0].message
+
+
+def test_a_message_of_weight_zero_teaches_nothing(go: Go):
+    rows = tiny.chat_rows(12)
+    for row in rows:
+        row["messages"] += [{"role": "user", "content": "sea"}, {"role": "assistant", "content": "boats"}]
+    muted = [{"messages": [*row["messages"][:3], {**row["messages"][3], "weight": 0}]} for row in rows]
+    plain, silent = go(rows), go(muted)
+    assert silent.result["tokens_trained"] == plain.result["tokens_trained"]
+    assert silent.result["loss_tokens_trained"] < plain.result["loss_tokens_trained"]
+
+
+def test_the_chat_template_of_the_request_is_used_and_saved(go: Go):
+    template = tiny.CHATML.replace("'<|im_start|>' + message['role'] + '\n'", "'the ' + message['role'] + ' sings '")
+    made, plain = go(chat_template=template), go()
+    assert made.run and made.run.tokenizer.decode(made.run.train_rows[0]["input_ids"]).startswith("the user sings ")
+    assert made.notes("template.replaced") and not plain.notes("template.replaced")
+    saved = AutoTokenizer.from_pretrained(made.folder / "out" / "adapter")
+    assert saved.chat_template == template
+
+
 def test_everything_may_be_auto(go: Go):
     names = [
         "num_train_epochs",
@@ -261,9 +297,11 @@ def test_everything_may_be_auto(go: Go):
         "gradient_checkpointing",
         "group_by_length",
         "packing",
+        "loss",
     ]
     made = go(**dict.fromkeys(names, "auto"))
     chosen = made.notes("auto.resolved")[0].data
-    assert set(chosen) == set(names)
+    # What loss "auto" came to depends on the rows: another event says it.
+    assert set(chosen) == set(names) - {"loss"} and made.notes("loss.chosen")
     # Twelve rows are few: three epochs of one step each. The base's context is shorter than 1024.
     assert made.result["steps"] == 3 and chosen["max_length"] == 256

@@ -1,0 +1,65 @@
+"""The data of a run: tokenised, labelled, counted and packed, in Arrow files that are mapped into memory."""
+
+from __future__ import annotations
+
+from datasets import Dataset
+
+from worker.data.source import Problems
+from worker.ml.base_check import BaseFacts
+from worker.ml.census import Census
+from worker.ml.data import load_tokens, tokenize_rows, write_tokens
+from worker.ml.options import Options, resolve_max_length, settle
+from worker.ml.template import choose_template
+from worker.ml.tokenizer import load_tokenizer
+from worker.trainer.protocol import Note
+from worker.trainer.run import Run
+
+
+def prepare_rows(run: Run, facts: BaseFacts) -> None:
+    """Load the tokenizer, tokenise the files, and settle the options: their number of steps depends on the rows.
+
+    Raises:
+        InvalidInput: a row is wrong, or none has a token to learn.
+    """
+    run.tokenizer = load_tokenizer(run.base_folder)
+    run.tell(*choose_template(run.tokenizer, run.job.chat_template))
+    max_length = resolve_max_length(run.job.hyperparameters, facts.context)
+    census, run.train_rows = _tokenized(run, run.spec.train_file, "dataset", max_length)
+    run.options = _settled(run, census)
+    if run.options.packing:
+        run.train_rows = load_tokens(run.folder / "tokens" / "dataset.arrow", pack_to=max_length)
+        run.options = _settled(run, census, num_packed=len(run.train_rows))
+    run.tell(*run.options.choices)
+    run.report["data"] = census.report()
+    if run.spec.validation_file:
+        validation, run.eval_rows = _tokenized(run, run.spec.validation_file, "validation_dataset", max_length)
+        run.report["validation_data"] = validation.report()
+
+
+def _settled(run: Run, census: Census, num_packed: int | None = None) -> Options:
+    return settle(
+        run.job,
+        num_rows=census.rows,
+        num_packed=num_packed,
+        max_length=census.max_length,
+        cuda=run.device.type == "cuda",
+        shrink=run.spec.shrink,
+    )
+
+
+def _tokenized(run: Run, name: str, param: str, max_length: int) -> tuple[Census, Dataset]:
+    problems = Problems()
+    census, examples = tokenize_rows(
+        run.source(name, param), run.tokenizer, max_length, run.job.hyperparameters.loss, problems
+    )
+    path = run.folder / "tokens" / f"{param}.arrow"
+    path.parent.mkdir(exist_ok=True)
+    write_tokens(examples, path)
+    problems.raise_any()
+    census.require_something(param)
+    run.send(Note("loss.chosen", f"{param}: {census.loss_sentence()}", data=dict(census.losses)))
+    if census.cut_rows:
+        message = f"{param}: {census.cut_share:.1%} of the rows are longer than max_length {max_length} and were cut"
+        dropped = f"; {census.dropped:,} of them lost their whole answer and were left out" if census.dropped else ""
+        run.send(Note("rows.truncated", message + dropped, "warning", census.report()))
+    return census, load_tokens(path)
