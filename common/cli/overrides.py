@@ -99,6 +99,8 @@ def _typed(word: str, option: str) -> Any:
         return json.loads(word)
     except ValueError:
         pass
+    if option == "modules_to_save":
+        return word.split(",")
     if option == "target_modules" and re.fullmatch(r"\w+(,\w+)+", word):
         return word.split(",")
     return float(word) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", word, re.IGNORECASE) else word

@@ -85,6 +85,16 @@ class JobSpec(Strict):
             raise ValueError('quantization.load_in_4bit: method "lora" keeps the base in 16 bit; use method "qlora"')
         return self
 
+    @model_validator(mode="after")
+    def _a_4_bit_base_stays_whole(self) -> JobSpec:
+        # PiSSA and OLoRA would quantise what they leave of the base anew: a base that nobody else has.
+        init = self.lora.init_lora_weights
+        if self.method == "qlora" and (self.lora.changes_base or init == "orthogonal"):
+            raise ValueError(
+                f'lora.init_lora_weights: "{init}" needs a 16-bit base; use method "lora", or init_lora_weights true'
+            )
+        return self
+
 
 class JobError(BaseModel):
     """Why a job failed."""

@@ -5,26 +5,40 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from common.schemas.values import Strict, Text
 
-_TARGET_LIST_MAX = 256
+_LIST_MAX = 256
+
+ModuleNames = Annotated[
+    list[Annotated[Text, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=_LIST_MAX)
+]
+# What peft can begin with from the base's weights alone. Its other ways need data or settings of their own.
+Init = bool | Literal["gaussian", "orthogonal", "olora", "pissa"]
+PissaIterations = Annotated[str, Field(pattern=r"^pissa_niter_[1-9][0-9]?$")]
 
 
 class Lora(Strict):
-    """The adapter. `target_modules` is a list of module names, a regular expression, or `all-linear`."""
+    """The adapter. `target_modules` is a list of module names, a regular expression, or `all-linear`.
+
+    `modules_to_save` names modules that are trained as a whole and stored with the adapter.
+    """
 
     r: Annotated[int, Field(ge=1, le=1024)] = 16
     lora_alpha: Annotated[float, Field(gt=0, le=65536)] = 32.0
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     bias: Literal["none", "all", "lora_only"] = "none"
-    target_modules: (
-        Annotated[
-            list[Annotated[Text, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=_TARGET_LIST_MAX)
-        ]
-        | Annotated[Text, Field(min_length=1, max_length=500)]
-    ) = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    target_modules: ModuleNames | Annotated[Text, Field(min_length=1, max_length=500)] = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    ]
+    modules_to_save: ModuleNames | None = None
+    use_dora: bool = False
+    use_rslora: bool = False
+    init_lora_weights: Init | PissaIterations = True
 
     @field_validator("target_modules")
     @classmethod
@@ -34,6 +48,20 @@ class Lora(Strict):
             return value if isinstance(value, list) else re.compile(value).pattern
         except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"is not a regular expression ({error}); a list of names needs none") from error
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Lora:
+        if self.init_lora_weights == "orthogonal" and self.r % 2:
+            raise ValueError('init_lora_weights: "orthogonal" needs an even r')
+        if self.changes_base and self.use_dora:
+            asked = f'init_lora_weights: "{self.init_lora_weights}"'
+            raise ValueError(f"{asked} changes the base that use_dora measures; use one of them")
+        return self
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether the adapter begins with a part of the base's weights, which are taken out of the base."""
+        return str(self.init_lora_weights).startswith(("olora", "pissa"))
 
 
 class Quantization(Strict):

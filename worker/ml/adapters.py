@@ -1,28 +1,39 @@
-"""Attaches LoRA adapters to a base, and refuses targets that match nothing instead of training less than was asked."""
+"""Attaches LoRA adapters to a base, and writes them as stock peft, vLLM and llama.cpp read them."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from common.errors import InvalidInput
 from common.schemas.lora import Lora
+from worker.ml.targets import Modules, check_lora, find_to_save
 
+WEIGHTS = "adapter_model.safetensors"
 _PARAM = "lora.target_modules"
+_FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
+Factors = dict[str, torch.Tensor]
 
 
 def attach(base: PreTrainedModel, lora: Lora) -> PeftModel:
-    """Return `base` with LoRA adapters on the target modules; only they (and the biases asked for) are trainable.
+    """Return `base` with LoRA adapters on the target modules; only what `lora` names is trainable.
 
     Raises:
-        InvalidInput: a target matches no linear layer, or matches the output head.
+        InvalidInput: something that is named does not exist, or cannot be trained in the way asked for.
     """
-    check_targets(base, lora.target_modules)
+    modules = modules_of(base)
+    check_lora(lora, modules)
+    _check_init(base, lora)
+    to_save = sorted(find_to_save(lora.modules_to_save or [], modules))
+    _check_to_save(base, to_save)
     # peft's annotation knows whole numbers only, and so do some readers of the file.
     alpha: Any = int(lora.lora_alpha) if lora.lora_alpha.is_integer() else lora.lora_alpha
     config = LoraConfig(
@@ -32,18 +43,27 @@ def attach(base: PreTrainedModel, lora: Lora) -> PeftModel:
         lora_dropout=lora.lora_dropout,
         bias=lora.bias,
         target_modules=lora.target_modules,
+        # In full: peft takes every name that ends with these letters, `norm` for `input_layernorm`.
+        modules_to_save=to_save or None,
+        use_dora=lora.use_dora,
+        use_rslora=lora.use_rslora,
+        init_lora_weights=lora.init_lora_weights,  # type: ignore[arg-type]
+        ensure_weight_tying=_is_tied(base, to_save),
     )
     try:
         return get_peft_model(base, config)
-    except ValueError as error:  # e.g. a layer of a kind that has no LoRA form
-        raise _bad(f"{_PARAM}: {error}", linear_names(base)) from error
+    except (ValueError, TypeError) as error:  # e.g. a layer of a kind that has no LoRA form
+        raise _bad(f"{_PARAM}: {error}", modules) from error
 
 
-def linear_names(base: PreTrainedModel) -> Counter[str]:
-    """Return the last parts of the names of all linear layers but the output head, with how often each occurs."""
+def modules_of(base: PreTrainedModel) -> Modules:
+    """Return the names of the modules of `base`."""
     head = base.get_output_embeddings()
-    return Counter(
-        name.rpartition(".")[2] for name, module in base.named_modules() if _is_linear(module) and module is not head
+    named = [(name, module) for name, module in base.named_modules() if name]
+    return Modules(
+        names=[name for name, _ in named],
+        linear=[name for name, module in named if _is_linear(module) and module is not head],
+        head=next((name for name, module in named if module is head), None),
     )
 
 
@@ -52,48 +72,94 @@ def _is_linear(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 
-def check_targets(base: PreTrainedModel, targets: list[str] | str) -> None:
-    """Raise InvalidInput unless every target names layers of `base` that can be trained."""
-    if targets == "all-linear":
-        return
-    names = [name for name, _ in base.named_modules() if name]
-    matched = (
-        {target: _matches(target, names, regular=False) for target in targets}
-        if isinstance(targets, list)
-        else {targets: _matches(targets, names, regular=True)}
-    )
-    missing = [target for target, found in matched.items() if not found]
-    if missing:
-        what = "no module" if len(missing) == len(matched) else "nothing for these"
-        raise _bad(f"{_PARAM}: the base model has {what}: {', '.join(map(repr, missing))}", linear_names(base))
-    head = next((name for name, module in base.named_modules() if module is base.get_output_embeddings()), None)
-    if any(head in found for found in matched.values()):
-        raise _bad(f"{_PARAM}: the output head {head!r} cannot carry an adapter", linear_names(base))
-
-
-def _matches(target: str, names: list[str], *, regular: bool) -> list[str]:
-    if not regular:
-        return [name for name in names if name == target or name.endswith("." + target)]
-    try:
-        return [name for name in names if re.fullmatch(target, name)]
-    except re.error as error:
+def _check_init(base: PreTrainedModel, lora: Lora) -> None:
+    # peft 0.21 decomposes the transposed weight of a Conv1D into factors of the wrong shapes.
+    if lora.init_lora_weights == "olora" and any(type(module).__name__ == "Conv1D" for module in base.modules()):
         raise InvalidInput(
-            f"{_PARAM}: {target!r} is not a regular expression: {error}",
-            param=_PARAM,
-            hint='use a list of names, a regular expression, or "all-linear"',
-        ) from error
+            'lora.init_lora_weights: "olora" cannot begin from the Conv1D layers of this base',
+            param="lora.init_lora_weights",
+            hint='use "pissa", or true',
+        )
 
 
-def _bad(message: str, existing: Counter[str]) -> InvalidInput:
-    listed = ", ".join(f"{name} ({count} times)" for name, count in existing.most_common(24))
-    return InvalidInput(message, code="bad_target_modules", param=_PARAM, hint=f"linear layers of this base: {listed}")
+def _check_to_save(base: PreTrainedModel, names: list[str]) -> None:
+    for name in names:
+        if any(getattr(parameter, "quant_state", None) for parameter in base.get_submodule(name).parameters()):
+            raise InvalidInput(
+                f"lora.modules_to_save: {name!r} is held in 4 bit and cannot be trained as a whole",
+                code="bad_modules_to_save",
+                param="lora.modules_to_save",
+                hint='name it in lora.target_modules, or use method "lora"',
+            )
+
+
+def _is_tied(base: PreTrainedModel, to_save: list[str]) -> bool:
+    """Return whether a module of `to_save` shares its weight: peft then keeps one trained copy for both."""
+    tied = (base.get_input_embeddings(), base.get_output_embeddings())
+    if None in tied or tied[0].weight is not tied[1].weight:
+        return False
+    return any(base.get_submodule(name) in tied for name in to_save)
+
+
+def _bad(message: str, modules: Modules) -> InvalidInput:
+    return InvalidInput(message, code="bad_target_modules", param=_PARAM, hint=modules.hint("linear layers"))
 
 
 def set_adapter_dtype(model: PeftModel, dtype: torch.dtype) -> None:
-    """Cast the trained weights to `dtype` in place, so that an optimizer may already hold the parameters."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype != dtype:
-            parameter.data = parameter.data.to(dtype)
+    """Cast the LoRA matrices to `dtype`, and what else is trained to fp32: its steps are too small for 16 bit.
+
+    In place, so that an optimizer may already hold the parameters.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            wanted = dtype if any(f".{factor}." in name for factor in _FACTORS) else torch.float32
+            parameter.data = parameter.data.to(wanted)
+
+
+@contextmanager
+def hidden(model: torch.nn.Module) -> Iterator[None]:
+    """Make trained weights look frozen in the block: TRL 1.16 casts what it sees of a QLoRA to bf16, for good."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def factors(model: PeftModel) -> Factors:
+    """Return copies of the LoRA matrices on the CPU, under the names that they have in an adapter's file."""
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items() if _factor(name)}
+
+
+def _factor(name: str) -> str | None:
+    return next((part for part in name.split(".") if part in _FACTORS), None)
+
+
+def save_adapter(model: PeftModel, folder: Path, initial: Factors | None) -> None:
+    """Write the adapter into `folder`, as one for the unaltered base.
+
+    Args:
+        initial: the factors before training, where they were taken out of the base (PiSSA, OLoRA). Nobody else's base
+            lacks them, so the adapter becomes `B A - B0 A0`, of twice the rank.
+    """
+    # The vocabulary never grows here, so no embedding is saved; left to itself peft asks the hub whether it did.
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    if initial is None:
+        return
+    weights = load_file(folder / WEIGHTS)
+    for name, first in initial.items():
+        is_a = (_factor(name) or "").endswith("A")
+        weights[name] = torch.cat([weights[name], first if is_a else -first], dim=0 if is_a else 1).contiguous()
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    # The scaling is alpha / r, or alpha / sqrt(r), and has to stay what it was.
+    grown = config["lora_alpha"] * (2**0.5 if config["use_rslora"] else 2)
+    path.write_text(json.dumps(config | {"r": 2 * config["r"], "lora_alpha": grown, "init_lora_weights": True}))
 
 
 def trainable_count(model: torch.nn.Module) -> int:

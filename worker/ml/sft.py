@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from trl import SFTTrainer
 
 from worker.ml.order import EpochOrder
@@ -105,6 +106,11 @@ class Trainer(SFTTrainer):
         for name, parameter in self._named_parameters():
             if name in dtypes:
                 parameter.data = parameter.data.to(dtypes[name])
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # The library would store a copy of the tokenizer, and all of an embedding that carries an adapter.
+        assert isinstance(self.model, PeftModel)
+        self.model.save_pretrained(str(output_dir), state_dict=state_dict, save_embedding_layers=False)
 
     def _named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         assert self.model is not None

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from worker.ml.adapters import save_adapter
 from worker.ml.model_card import model_card
 from worker.trainer.run import Run
 
@@ -14,8 +15,7 @@ def export(run: Run) -> None:
     """Write `out/adapter` and `out/reports`. The same run writes the same bytes: no id, no time, no path."""
     adapter = run.out / "adapter"
     adapter.mkdir(parents=True, exist_ok=True)
-    # The vocabulary never grows here, so no embedding is saved; left to itself peft asks the hub whether it did.
-    run.model.save_pretrained(str(adapter), safe_serialization=True, save_embedding_layers=False)
+    save_adapter(run.model, adapter, run.initial)
     _name_base(adapter / "adapter_config.json", run)
     run.tokenizer.save_pretrained(adapter)
     _forget_paths(adapter / "tokenizer_config.json")

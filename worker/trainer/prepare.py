@@ -8,7 +8,7 @@ from importlib.metadata import version
 import torch
 from transformers import set_seed
 
-from worker.ml.adapters import attach, set_adapter_dtype, trainable_count
+from worker.ml.adapters import attach, factors, set_adapter_dtype, trainable_count
 from worker.ml.arguments import choose_optimizer
 from worker.ml.base import load_base
 from worker.ml.base_check import BaseFacts, base_check
@@ -89,6 +89,7 @@ def _prepare_model(run: Run, facts: BaseFacts) -> None:
     set_seed(run.job.seed)
     run.model = attach(base.model, run.job.lora)
     set_adapter_dtype(run.model, run.precision.adapter)
+    run.initial = factors(run.model) if run.job.lora.changes_base else None
     run.report |= {
         "trainable_parameters": trainable_count(run.model),
         "precision": precision_report(run.model, run.precision) | {"left_in_16_bit": base.unquantized},

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+    from worker.ml.adapters import Factors
     from worker.ml.checkpoint import Manifest
     from worker.ml.options import Choice, Options
     from worker.ml.precision import Precision
@@ -48,6 +49,7 @@ class Run:
     train_rows: Dataset = field(init=False)
     eval_rows: Dataset | None = field(init=False, default=None)
     model: PeftModel = field(init=False)
+    initial: Factors | None = field(init=False, default=None)
     resumed: Manifest | None = field(init=False, default=None)
     counters: Counters = field(init=False)
     trainer: Trainer = field(init=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PrinterCallback
 
-from worker.ml.adapters import set_adapter_dtype
+from worker.ml.adapters import hidden
 from worker.ml.arguments import sft_config
 from worker.ml.data import sequence_lengths
 from worker.ml.memory import peak_bytes, reset_peak
@@ -46,16 +46,15 @@ def build_trainer(run: Run) -> Trainer:
         seed=run.job.seed,
         evaluated=run.eval_rows is not None,
     )
-    trainer = Trainer(
-        model=run.model,
-        args=arguments,
-        train_dataset=run.train_rows,
-        eval_dataset=run.eval_rows,
-        processing_class=run.tokenizer,
-        order=_order(run),
-    )
-    # TRL casts QLoRA adapters to bf16, whatever the card can do.
-    set_adapter_dtype(run.model, run.precision.adapter)
+    with hidden(run.model):
+        trainer = Trainer(
+            model=run.model,
+            args=arguments,
+            train_dataset=run.train_rows,
+            eval_dataset=run.eval_rows,
+            processing_class=run.tokenizer,
+            order=_order(run),
+        )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Reporter(run, trainer))
     return trainer

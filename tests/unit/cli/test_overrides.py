@@ -24,6 +24,10 @@ from common.errors import InvalidInput
         ("target_modules=q_proj,v_proj", "lora", "target_modules", ["q_proj", "v_proj"]),
         ('target_modules=["q_proj"]', "lora", "target_modules", ["q_proj"]),
         ("target_modules=.*(q|v)_proj{1,2}", "lora", "target_modules", ".*(q|v)_proj{1,2}"),
+        ("modules_to_save=lm_head", "lora", "modules_to_save", ["lm_head"]),
+        ("modules_to_save=model.norm,lm_head", "lora", "modules_to_save", ["model.norm", "lm_head"]),
+        ("init_lora_weights=false", "lora", "init_lora_weights", False),
+        ("init_lora_weights=pissa_niter_4", "lora", "init_lora_weights", "pissa_niter_4"),
         ("bnb_4bit_quant_type=fp4", "quantization", "bnb_4bit_quant_type", "fp4"),
     ],
 )

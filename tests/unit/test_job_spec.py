@@ -1,0 +1,40 @@
+"""What a job may ask for: options that cannot work together are refused before anything is stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from common.schemas.jobs import JobSpec
+
+
+def spec(**fields: Any) -> JobSpec:
+    return JobSpec.model_validate({"model": "m", "dataset": "dataset:1", **fields})
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_16", "olora", "orthogonal"])
+def test_a_4_bit_base_is_not_taken_apart(init: str):
+    with pytest.raises(ValidationError, match="needs a 16-bit base"):
+        spec(lora={"init_lora_weights": init})
+    assert spec(method="lora", lora={"init_lora_weights": init}).lora.init_lora_weights == init
+
+
+@pytest.mark.parametrize("init", ["eva", "loftq", "pissa_niter_0", "pissa_niter_x", 1])
+def test_a_beginning_that_needs_more_than_the_weights_is_refused(init: Any):
+    with pytest.raises(ValidationError, match=r"lora\.init_lora_weights"):
+        spec(method="lora", lora={"init_lora_weights": init})
+
+
+@pytest.mark.parametrize(
+    ("lora", "reason"),
+    [
+        ({"init_lora_weights": "pissa", "use_dora": True}, "use one of them"),
+        ({"init_lora_weights": "orthogonal", "r": 7}, "even r"),
+        ({"modules_to_save": []}, "at least 1"),
+    ],
+)
+def test_options_of_an_adapter_that_exclude_each_other(lora: dict[str, Any], reason: str):
+    with pytest.raises(ValidationError, match=reason):
+        spec(method="lora", lora=lora)

@@ -1,0 +1,99 @@
+"""Finds the modules that a job names, by name alone: the preflight has no model to look at.
+
+A list matches as peft does, a name or the end of one at a dot; a regular expression has to match the whole name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.errors import InvalidInput
+from common.schemas.lora import Lora
+
+ALL_LINEAR = "all-linear"
+_TARGETS, _TO_SAVE = "lora.target_modules", "lora.modules_to_save"
+_LISTED = 24
+
+
+@dataclass(frozen=True)
+class Modules:
+    """The names of a base's modules. `linear` leaves out the output head."""
+
+    names: Sequence[str]
+    linear: Sequence[str]
+    head: str | None = None
+
+    def hint(self, kind: str) -> str:
+        """Return the last parts of the names, with how often each occurs: of `linear` layers, or of `named` modules."""
+        names = self.linear if kind == "linear layers" else self.names
+        counts = Counter(last for name in names if not (last := name.rpartition(".")[2]).isdigit())
+        listed = ", ".join(f"{name} ({count} times)" for name, count in counts.most_common(_LISTED))
+        return f"{kind} of this base: {listed}"
+
+
+def check_lora(lora: Lora, modules: Modules) -> None:
+    """Raise InvalidInput unless everything that `lora` names exists, and can be what it is named for."""
+    targets = find_targets(lora.target_modules, modules)
+    if modules.head in targets:
+        raise InvalidInput(
+            f"{_TARGETS}: the output head {modules.head!r} cannot carry an adapter: TRL's loss reads its weight only",
+            code="bad_target_modules",
+            param=_TARGETS,
+            hint="name it in lora.modules_to_save to train it as a whole",
+        )
+    both = targets & find_to_save(lora.modules_to_save or [], modules)
+    if both:
+        raise InvalidInput(
+            f"{_TO_SAVE}: {min(both)!r} is a target too; train it as a whole, or with an adapter",
+            code="bad_modules_to_save",
+            param=_TO_SAVE,
+        )
+
+
+def find_targets(targets: list[str] | str, modules: Modules) -> set[str]:
+    """Return the full names that `lora.target_modules` matches.
+
+    Raises:
+        InvalidInput: one of the targets matches nothing; the hint lists the linear layers that exist.
+    """
+    if targets == ALL_LINEAR:
+        return set(modules.linear)
+    if isinstance(targets, list):
+        return _find(_TARGETS, "bad_target_modules", targets, modules, "linear layers")
+    try:
+        found = {name for name in modules.names if re.fullmatch(targets, name)}
+    except re.error as error:
+        raise InvalidInput(
+            f"{_TARGETS}: {targets!r} is not a regular expression: {error}",
+            param=_TARGETS,
+            hint='use a list of names, a regular expression, or "all-linear"',
+        ) from error
+    if not found:
+        raise _nothing(_TARGETS, "bad_target_modules", [targets], modules.hint("linear layers"), alone=True)
+    return found
+
+
+def find_to_save(wanted: list[str], modules: Modules) -> set[str]:
+    """Return the full names that `lora.modules_to_save` matches; raises InvalidInput as `find_targets` does."""
+    return _find(_TO_SAVE, "bad_modules_to_save", wanted, modules, "modules")
+
+
+def _find(param: str, code: str, wanted: list[str], modules: Modules, kind: str) -> set[str]:
+    matched = {target: {name for name in modules.names if _is_at_end(target, name)} for target in wanted}
+    missing = [target for target, found in matched.items() if not found]
+    if missing:
+        raise _nothing(param, code, missing, modules.hint(kind), alone=len(missing) == len(matched))
+    return set().union(*matched.values())
+
+
+def _is_at_end(target: str, name: str) -> bool:
+    return name == target or name.endswith("." + target)
+
+
+def _nothing(param: str, code: str, missing: list[str], hint: str, *, alone: bool) -> InvalidInput:
+    what = "no module" if alone else "nothing for these"
+    message = f"{param}: the base model has {what}: {', '.join(map(repr, missing))}"
+    return InvalidInput(message, code=code, param=param, hint=hint)
