@@ -24,6 +24,9 @@ _HUB = re.compile(
 )
 # What inet_aton reads as an IPv4 address, and resolvers with it: 127.1, 2130706433, 0x7f.0.0.1.
 _NUMERIC_HOST = re.compile(r"(0x[0-9a-f]+|[0-9]+)(\.(0x[0-9a-f]+|[0-9]+)){0,3}", re.IGNORECASE)
+_NAT64, _COMPATIBLE = ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96")
+# The anycast address of 6to4 relays (RFC 7526 withdrew it): whose machine answers there, nobody knows.
+_RELAYS = ipaddress.ip_network("192.88.99.0/24")
 _UPLOAD = "Upload the file with POST /datasets and use the URI that it answers"
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -92,18 +95,18 @@ def address_allowed(address: Address, settings: Settings) -> bool:
     networks = [ipaddress.ip_network(network) for network in settings.fetch_networks]
     if any(address in network for network in networks if network.version == address.version):
         return True
-    return address.is_global and not address.is_multicast
+    return address.is_global and not address.is_multicast and address not in _RELAYS
 
 
 def _embedded_v4(address: Address) -> ipaddress.IPv4Address | None:
-    """Return the IPv4 address that an IPv6 one stands for: mapped, 6to4, Teredo or NAT64."""
+    """Return the IPv4 address that an IPv6 one stands for: mapped, compatible, 6to4, Teredo or NAT64."""
     if not isinstance(address, ipaddress.IPv6Address):
         return None
     if address.ipv4_mapped or address.sixtofour:
         return address.ipv4_mapped or address.sixtofour
     if address.teredo:
         return address.teredo[1]
-    if address in ipaddress.ip_network("64:ff9b::/96"):
+    if address in _NAT64 or (address in _COMPATIBLE and int(address) > 1):
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return None
 
@@ -137,6 +140,9 @@ def _https(uri: str, settings: Settings, param: str) -> DatasetUri:
     host = (parts.hostname or "").rstrip(".")
     if not host or parts.port == 0:
         raise _refusal(param, "the URL names no host", "Write https://host/path.", "dataset_uri")
+    if not host.isascii():
+        # Resolvers fold such names, and ①②⑦ becomes 127.
+        raise _refusal(param, "the URL's host is not ASCII", "Write it in punycode (xn--…).", "dataset_uri")
     if parts.username is not None or parts.password is not None:
         raise _refusal(
             param,

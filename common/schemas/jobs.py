@@ -29,8 +29,11 @@ def _model_name(value: str) -> str:
 
 
 def _dataset_uri(value: str) -> str:
-    if any(ord(character) < 33 or ord(character) == 127 for character in value):
-        raise ValueError("contains blanks or control characters; percent-encode them")
+    if any(ord(character) < 32 or ord(character) == 127 for character in value):
+        raise ValueError("contains control characters")
+    # Elsewhere a name is taken as it stands, blanks and percent signs included.
+    if " " in value and value.startswith("https://"):
+        raise ValueError("contains blanks; write each as %20")
     if not value.startswith(_SCHEMES):
         raise ValueError(
             f"must start with one of {', '.join(_SCHEMES)}; POST /datasets uploads a file and answers its id"
