@@ -9,6 +9,7 @@ from celery.signals import worker_shutting_down
 
 from common.jobs.doorbell import celery_app
 from common.settings import Settings
+from worker.lookout import Lookout
 from worker.supervisor import Supervisor
 from worker.tasks import register
 
@@ -37,6 +38,10 @@ def serve(settings: Settings, supervisor: Supervisor, which: str) -> int:
         loglevel=settings.log_level,
         hostname=f"{supervisor.worker_id}@{which}",
     )
+    lookout = Lookout(supervisor)
+    lookout.start()
     if not supervisor.draining.is_set():
         worker.start()
+    supervisor.draining.set()
+    lookout.join()
     return int(worker.exitcode or 0)

@@ -18,6 +18,7 @@ from common.jobs import lifecycle
 from common.jobs.doorbell import celery_app
 from tests.processes import Process, Processes, wait_until
 from tests.worker.conftest import TENANT, Bench
+from worker.lookout import LOOK_S
 
 
 class Fleet:
@@ -151,6 +152,17 @@ def test_a_lost_bell_is_rung_again_by_the_sweeper(fleet: Fleet):
     assert celery_app(fleet.bench.context.settings).control.purge() == 1
     fleet.start("preflight"), fleet.start("train"), fleet.start("sweeper")
     fleet.bench.wait(job_id, lambda row: row.status == "succeeded")
+
+
+def test_a_worker_that_hears_no_bell_looks_for_itself(fleet: Fleet):
+    deaf = {"broker_url": SecretStr("redis://127.0.0.1:1/0")}
+    job_id = fleet.bench.submit(steps=400, step_s=0.05)
+    fleet.bench.check()
+    worker = fleet.run("train", **deaf)
+    fleet.bench.wait(job_id, lambda row: row.step > 2, LOOK_S + 20)
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(20) == 0, "what it found is drained as if it had been rung"
+    assert fleet.bench.row(job_id).status == "queued" and "job.released" in fleet.bench.events(job_id)
 
 
 def test_cancel_reaches_a_worker_process(fleet: Fleet):
