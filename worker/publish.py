@@ -55,19 +55,20 @@ def restore(store: Store, prefix: str, manifest_sha256: str, folder: Path) -> bo
 
 
 def artifacts(store: Store, claim: Claim, spec: TrainSpec, out: Path, report: dict[str, Any]) -> Published:
-    """Upload everything under `out`, the adapter as one archive, and the manifest last.
+    """Upload everything under `out`, an adapter as one archive too, and the manifest last.
 
     Raises:
-        InfraError: the trainer wrote no adapter.
+        InfraError: the trainer wrote neither an adapter nor a model.
     """
-    if not (out / "adapter" / "adapter_model.safetensors").is_file():
-        raise InfraError("the trainer ended without an adapter", code="no_adapter")
+    has_adapter = (out / "adapter" / "adapter_model.safetensors").is_file()
+    if not has_adapter and not (out / "model" / "config.json").is_file():
+        raise InfraError("the trainer ended without an adapter or a model", code="no_adapter")
     prefix = keys.attempt(claim.tenant, claim.job_id, claim.epoch)
-    archive = archive_folder(out / "adapter", out.parent / keys.ADAPTER_ARCHIVE)
+    archive = archive_folder(out / "adapter", out.parent / keys.ADAPTER_ARCHIVE) if has_adapter else None
     entries = [
         _put(store, prefix, path, path.relative_to(out).as_posix()) for path in sorted(out.rglob("*")) if path.is_file()
     ]
-    packed = _put(store, prefix, archive, keys.ADAPTER_ARCHIVE)
+    packed = {"archive": _public(_put(store, prefix, archive, keys.ADAPTER_ARCHIVE))} if archive else {}
     body = json.dumps(
         {
             "job_id": claim.job_id,
@@ -77,8 +78,8 @@ def artifacts(store: Store, claim: Claim, spec: TrainSpec, out: Path, report: di
             "dataset_sha256": spec.train_sha256,
             "versions": report.get("versions", {}),
             "files": [_public(entry) for entry in entries],
-            "archive": _public(packed),
-        },
+        }
+        | packed,
         indent=1,
         sort_keys=True,
     ).encode()

@@ -1,4 +1,4 @@
-"""What a job published: the adapter as one archive, and every file by itself, each behind a signed link."""
+"""What a job published: an adapter as one archive, and every file by itself, each behind a signed link."""
 
 from __future__ import annotations
 
@@ -35,6 +35,13 @@ def read_adapter(job_id: str, context: Installation, session: Reading, who: WhoC
             code="wrong_state",
             param="id",
             hint="Only a job that succeeded has one; GET /jobs/{id}?wait=60 waits for a change.",
+        )
+    if job.spec["method"] == "full":
+        raise WrongState(
+            "a full fine-tune has no adapter",
+            code="no_adapter",
+            param="id",
+            hint="GET /jobs/{id}/artifacts lists the files of the model; tunery download fetches them.",
         )
     key = job.manifest_key.removesuffix(keys.MANIFEST) + keys.ADAPTER_ARCHIVE
     link = context.store.link(key, filename=f"{job.spec.get('suffix') or job.id}-{keys.ADAPTER_ARCHIVE}")

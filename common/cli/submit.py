@@ -28,7 +28,7 @@ def submit(
             "--set", help="An option: learning_rate=1e-4, lora.r=8, … Repeat it for more.", metavar="NAME=VALUE"
         ),
     ] = None,
-    method: Annotated[str | None, typer.Option(help="qlora (4-bit base) or lora (16-bit base).")] = None,
+    method: Annotated[str | None, typer.Option(help="qlora (4-bit base), lora (16 bit) or full (no adapter).")] = None,
     suffix: Annotated[str | None, typer.Option(help="A name for the adapter.")] = None,
     validation: Annotated[str | None, typer.Option(help="A file or URI to evaluate on.", metavar="FILE_OR_URI")] = None,
     chat_template: Annotated[

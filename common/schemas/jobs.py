@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from common.schemas.hyperparameters import Hyperparameters
 from common.schemas.lora import Lora, Quantization
+from common.schemas.methods import Method, check_parts, fill_in
 from common.schemas.values import Strict, Text, no_nul
 
 STATUSES = ("validating", "queued", "running", "paused", "succeeded", "failed", "cancelled")
@@ -58,44 +59,25 @@ class JobSpec(Strict):
     model: ModelName
     dataset: DatasetUri
     validation_dataset: DatasetUri | None = None
-    method: Literal["qlora", "lora"] = "qlora"
+    method: Method = "qlora"
     suffix: Suffix | None = None
     chat_template: ChatTemplate | None = None
     hyperparameters: Hyperparameters = Hyperparameters()
-    lora: Lora = Lora()
+    lora: Lora | None = None
     quantization: Quantization | None = None
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     metadata: Metadata = {}
-    export: Annotated[list[Literal["adapter"]], Field(min_length=1, max_length=1)] = ["adapter"]
+    export: Annotated[list[Literal["adapter", "model"]], Field(min_length=1, max_length=1)] = ["adapter"]
 
     @model_validator(mode="before")
     @classmethod
-    def _quantization_follows_method(cls, data: Any) -> Any:
-        # Filled in before validation, so that the frozen spec says what will be done.
-        if isinstance(data, dict) and data.get("quantization") is None and data.get("method", "qlora") == "qlora":
-            return {**data, "quantization": {}}
-        return data
+    def _method_adds_its_parts(cls, data: Any) -> Any:
+        return fill_in(data) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
-    def _method_and_quantization_agree(self) -> JobSpec:
-        four_bit = self.quantization is not None and self.quantization.load_in_4bit
-        if self.method == "qlora" and not four_bit:
-            raise ValueError(
-                'quantization.load_in_4bit: method "qlora" needs true; use method "lora" for a 16-bit base'
-            )
-        if self.method == "lora" and four_bit:
-            raise ValueError('quantization.load_in_4bit: method "lora" keeps the base in 16 bit; use method "qlora"')
-        return self
-
-    @model_validator(mode="after")
-    def _a_4_bit_base_stays_whole(self) -> JobSpec:
-        # PiSSA and OLoRA would quantise what they leave of the base anew: a base that nobody else has.
-        init = self.lora.init_lora_weights
-        if self.method == "qlora" and (self.lora.changes_base or init == "orthogonal"):
-            raise ValueError(
-                f'lora.init_lora_weights: "{init}" needs a 16-bit base; use method "lora", or init_lora_weights true'
-            )
+    def _parts_fit_the_method(self) -> JobSpec:
+        check_parts(self.method, self.lora, self.quantization, list(self.export))
         return self
 
 
@@ -127,7 +109,7 @@ class JobRead(BaseModel):
     suffix: str | None
     chat_template: str | None = None
     hyperparameters: Hyperparameters
-    lora: Lora
+    lora: Lora | None
     quantization: Quantization | None
     seed: int
     priority: int

@@ -1,8 +1,8 @@
 """Where everything lies in the bucket. Nothing is ever overwritten: each attempt writes under its own epoch.
 
 {tenant}/datasets/{sha256}                       an upload, once per content
-{tenant}/{job}/a{epoch}/adapter/…  reports/…     what an attempt made
-{tenant}/{job}/a{epoch}/adapter.tar.gz           the adapter folder as one file
+{tenant}/{job}/a{epoch}/adapter/…  reports/…     what an attempt made; model/… of a full fine-tune
+{tenant}/{job}/a{epoch}/adapter.tar.gz           the adapter folder as one file, if there is one
 {tenant}/{job}/a{epoch}/manifest.json            written last: without it the attempt published nothing
 {tenant}/{job}/a{epoch}/checkpoints/step-…/…     with a manifest.json of their own
 """

@@ -61,6 +61,21 @@ def run(api: Api, job_id: str) -> None:
         lifecycle.publish(session, claim, Published(prefix + keys.MANIFEST, "0" * 64, [packed]), {})
 
 
+def test_a_full_fine_tune_has_no_adapter_to_download(api: Api, client: httpx2.Client) -> None:
+    job_id = client.post("/jobs", json={**SPEC, "method": "full"}).json()["id"]
+    claim = drive(api.context, job_id)
+    name = "model/config.json"
+    key = keys.attempt(claim.tenant, claim.job_id, claim.epoch) + name
+    api.context.store.put_bytes(key, b"{}")
+    files = [{"name": name, "key": key, "bytes": 2, "sha256": "0" * 64}]
+    with api.context.write() as session:
+        lifecycle.publish(session, claim, Published(f"{key}/manifest.json", "0" * 64, files), {})
+    answer = client.get(f"/jobs/{job_id}/adapter", follow_redirects=False)
+    assert answer.status_code == 409 and answer.json()["code"] == "no_adapter"
+    assert "artifacts" in answer.json()["hint"]
+    assert client.get(f"/jobs/{job_id}/artifacts").json()["data"][0]["name"] == name
+
+
 def test_health_needs_no_key(api: Api) -> None:
     assert httpx2.get(f"{api.url}/livez", trust_env=False).json() == {"status": "ok"}
     answer = httpx2.get(f"{api.url}/readyz", trust_env=False)

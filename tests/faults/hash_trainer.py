@@ -138,10 +138,12 @@ class Run:
 
     def export(self) -> int:
         self.say(Stage("export"))
-        adapter = self.folder / "out" / "adapter"
-        adapter.mkdir(parents=True)
-        (adapter / "adapter_model.safetensors").write_text(self.value)
-        (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": self.spec.base.id}))
+        full = self.spec.job["method"] == "full"
+        result = self.folder / "out" / ("model" if full else "adapter")
+        result.mkdir(parents=True)
+        (result / ("model.safetensors" if full else "adapter_model.safetensors")).write_text(self.value)
+        config = json.dumps({"base_model_name_or_path": self.spec.base.id})
+        (result / ("config.json" if full else "adapter_config.json")).write_text(config)
         self.trail("finished", self.step, self.value)
         self.say(Result({"final": self.value, "environment": dict(os.environ), "shrink": self.spec.shrink}))
         return protocol.DONE

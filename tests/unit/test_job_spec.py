@@ -38,3 +38,28 @@ def test_a_beginning_that_needs_more_than_the_weights_is_refused(init: Any):
 def test_options_of_an_adapter_that_exclude_each_other(lora: dict[str, Any], reason: str):
     with pytest.raises(ValidationError, match=reason):
         spec(method="lora", lora=lora)
+
+
+def test_each_method_has_its_parts():
+    plain, sixteen, full = spec(), spec(method="lora"), spec(method="full")
+    assert plain.lora and plain.quantization and plain.export == ["adapter"]
+    assert sixteen.lora and sixteen.quantization is None
+    assert full.lora is None and full.quantization is None and full.export == ["model"]
+    assert (plain.hyperparameters.learning_rate, full.hyperparameters.learning_rate) == (2e-4, 2e-5)
+    assert spec(method="full", hyperparameters={"learning_rate": 1e-3}).hyperparameters.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"method": "full", "lora": {}}, 'lora: method "full" has no adapter'),
+        ({"method": "full", "quantization": {}}, "quantization.load_in_4bit"),
+        ({"method": "full", "export": ["adapter"]}, "export: method"),
+        ({"export": ["model"]}, "export: method"),
+        ({"method": "lora", "quantization": {}}, "quantization.load_in_4bit"),
+        ({"quantization": {"load_in_4bit": False}}, "quantization.load_in_4bit"),
+    ],
+)
+def test_parts_that_a_method_does_not_have_are_refused(fields: dict[str, Any], reason: str):
+    with pytest.raises(ValidationError, match=reason):
+        spec(**fields)

@@ -79,11 +79,11 @@ class Bench:
             )  # fmt: skip
         return f"dataset:{dataset_id}"
 
-    def submit(self, dataset: str | None = None, *, steps: int = 6, **metadata: object) -> str:
+    def submit(self, dataset: str | None = None, *, steps: int = 6, method: str = "qlora", **metadata: object) -> str:
         """Submit a job of so many steps whose metadata tells the hash trainer what to do."""
         spec = JobSpec.model_validate(
             {"model": "tiny", "dataset": dataset or self.dataset(), "hyperparameters": {"max_steps": steps},
-             "metadata": {name: str(value) for name, value in metadata.items()}}
+             "method": method, "metadata": {name: str(value) for name, value in metadata.items()}}
         )  # fmt: skip
         with self.context.write() as session:
             return lifecycle.submit(session, TENANT, spec)

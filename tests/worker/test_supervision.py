@@ -48,6 +48,16 @@ def test_the_archive_holds_the_adapter_folder(bench: Bench, tmp_path: Path):
         assert sorted(tar.getnames()) == ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
 
 
+def test_a_model_is_published_without_an_archive(bench: Bench):
+    job_id = bench.submit(method="full")
+    bench.check(), bench.train()
+    row = bench.row(job_id)
+    assert row.status == "succeeded", row.error
+    manifest = json.loads(bench.context.store.get_bytes(row.manifest_key))
+    assert "archive" not in manifest
+    assert [file["name"] for file in manifest["files"]] == ["model/config.json", "model/model.safetensors"]
+
+
 def test_the_same_job_gives_the_same_bytes(bench: Bench):
     data = bench.dataset()
     first, second = bench.submit(data), bench.submit(data)

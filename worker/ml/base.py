@@ -1,4 +1,7 @@
-"""Loads the frozen base: 4-bit NF4 for QLoRA, 16 bit for LoRA. Safetensors only, and no code but the library's own."""
+"""Loads the base: 4-bit NF4 for QLoRA, 16 bit for LoRA, both frozen; 32 bit to train every weight.
+
+Safetensors only, and no code but the library's own.
+"""
 
 from __future__ import annotations
 
@@ -34,22 +37,22 @@ class Base:
 
 
 def load_base(folder: Path, job: JobSpec, facts: BaseFacts, precision: Precision, device: torch.device) -> Base:
-    """Return the base of `folder` on `device`, frozen.
+    """Return the base of `folder` on `device`, frozen unless its own weights are what is trained.
 
     Raises:
         InvalidInput: the method and the base do not fit together, or the weights do not fit the configuration.
     """
-    if facts.quantized and job.method == "lora":
+    if facts.quantized and job.method != "qlora":
         raise InvalidInput(
-            'method "lora" needs the 16-bit weights of the base, but this one is stored in 4 bit',
+            f'method "{job.method}" needs the 16-bit weights of the base, but this one is stored in 4 bit',
             code="bad_base_model",
             param="method",
             hint='use method "qlora", or the 16-bit version of the model',
         )
     # A checkpoint that is stored in 4 bit brings its own settings.
-    config = None if facts.quantized or job.method == "lora" else nf4_config(job.quantization, precision)
+    config = None if facts.quantized or job.method != "qlora" else nf4_config(job.quantization, precision)
     model = _load(folder, precision, device, config)
-    model.requires_grad_(False)
+    model.requires_grad_(job.method == "full")
     model.config.use_cache = False
     keep_training_layout(model)
     unquantized = left_in_16_bit(model) if job.method == "qlora" else {}
@@ -77,7 +80,7 @@ def _load(
         fused = getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(known)], "_supports_sdpa", False)
         return AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=precision.compute,
+            dtype=precision.base,
             device_map={"": str(device)},
             attn_implementation="sdpa" if fused else "eager",
             use_safetensors=True,

@@ -13,20 +13,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from common.errors import InfraError
 
 MANIFEST = "manifest.json"
 # What a resumed run cannot do without; the library would replace a missing one by a fresh state, silently.
-REQUIRED = (
-    "adapter_model.safetensors",
-    "adapter_config.json",
-    "optimizer.pt",
-    "scheduler.pt",
-    "rng_state.pth",
-    "trainer_state.json",
-)
-# Written by the library, and no part of the state: a pickle of its arguments, and copies of what the base has.
-_KEPT = (*REQUIRED, "scaler.pt")
+_STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+ADAPTER = ("adapter_model.safetensors", "adapter_config.json", *_STATE)
+# Of a full fine-tune.
+MODEL = ("model.safetensors", "config.json", *_STATE)
+# Also written by the library, and no part of the state: a pickle of its arguments.
+_KEPT = {*ADAPTER, *MODEL, "scaler.pt"}
 _BLOCK = 1 << 20
 
 
@@ -69,10 +67,9 @@ def seal(written: Path, target: Path, manifest: Manifest) -> Path:
     for path in sorted(written.iterdir()):
         if path.name not in _KEPT:
             path.unlink()
-    missing = [name for name in REQUIRED if not (written / name).is_file()]
-    if missing:
-        raise BadCheckpoint(f"the checkpoint of step {manifest.step} lacks {', '.join(missing)}")
     files = {path.name: describe(path) for path in sorted(written.iterdir())}
+    if missing := _missing(set(files)):
+        raise BadCheckpoint(f"the checkpoint of step {manifest.step} lacks {', '.join(missing)}")
     write_synced(written / MANIFEST, json.dumps({**asdict(manifest), "files": files}, indent=1, sort_keys=True))
     for path in written.iterdir():
         _sync(path)
@@ -80,6 +77,15 @@ def seal(written: Path, target: Path, manifest: Manifest) -> Path:
     written.rename(target)
     _sync(target.parent)
     return target
+
+
+def all_finite(folder: Path) -> bool:
+    """Return whether every stored weight in `folder` is a number, reading one tensor at a time."""
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            if not all(bool(file.get_tensor(name).isfinite().all()) for name in file.keys()):  # noqa: SIM118
+                return False
+    return True
 
 
 def verify(folder: Path, expected_hash: str | None = None) -> Manifest:
@@ -91,7 +97,7 @@ def verify(folder: Path, expected_hash: str | None = None) -> Manifest:
     manifest = _read_manifest(folder)
     names = {path.name for path in folder.iterdir()} - {MANIFEST}
     listed = set(manifest.files)
-    if lacking := sorted((listed | set(REQUIRED)) - names):
+    if lacking := sorted((listed - names) | set(_missing(listed))):
         raise BadCheckpoint(f"the checkpoint {folder.name} is incomplete: {', '.join(lacking)} missing")
     if foreign := sorted(names - listed):
         raise BadCheckpoint(f"the checkpoint {folder.name} holds files that its manifest does not list: {foreign}")
@@ -101,6 +107,11 @@ def verify(folder: Path, expected_hash: str | None = None) -> Manifest:
     if expected_hash is not None and manifest.config_hash != expected_hash:
         raise BadCheckpoint(f"the checkpoint {folder.name} belongs to a run with another configuration")
     return manifest
+
+
+def _missing(names: set[str]) -> list[str]:
+    """Return what a checkpoint with these files lacks, as one of an adapter, or of a model."""
+    return sorted(set(MODEL if names & (set(MODEL) - set(ADAPTER)) else ADAPTER) - names)
 
 
 def _read_manifest(folder: Path) -> Manifest:

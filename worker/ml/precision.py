@@ -14,9 +14,10 @@ from worker.ml.options import Choice
 
 @dataclass(frozen=True)
 class Precision:
-    """`compute` is the dtype of the frozen base and of 4-bit products, `adapter` that of the trained weights."""
+    """`compute` is the dtype of products, `base` that of the loaded weights, `adapter` that of the LoRA matrices."""
 
     compute: torch.dtype
+    base: torch.dtype
     adapter: torch.dtype
     choices: tuple[Choice, ...] = ()
 
@@ -31,8 +32,10 @@ def choose_precision(job: JobSpec, device: torch.device) -> Precision:
         choices = (Choice("option.replaced", message, {"asked": _name(asked), "taken": _name(taken)}),)
     # QLoRA trains its adapters in bf16, as the paper does. fp16 gradients need fp32 weights under the loss scaler, and
     # a 16-bit base leaves room for fp32 adapters.
-    four_bit = job.method == "qlora"
-    return Precision(taken, torch.bfloat16 if four_bit and taken == torch.bfloat16 else torch.float32, choices)
+    narrow = job.method == "qlora" and taken == torch.bfloat16
+    # Steps of a full fine-tune are smaller than bf16 can add to a weight, so the weights are held in fp32.
+    base = torch.float32 if job.method == "full" else taken
+    return Precision(taken, base, torch.bfloat16 if narrow else torch.float32, choices)
 
 
 def _supported(asked: torch.dtype, device: torch.device) -> tuple[torch.dtype, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 from trl import SFTTrainer
 
 from worker.ml.order import EpochOrder
@@ -109,8 +110,12 @@ class Trainer(SFTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # The library would store a copy of the tokenizer, and all of an embedding that carries an adapter.
-        assert isinstance(self.model, PeftModel)
-        self.model.save_pretrained(str(output_dir), state_dict=state_dict, save_embedding_layers=False)
+        if isinstance(self.model, PeftModel):
+            self.model.save_pretrained(str(output_dir), state_dict=state_dict, save_embedding_layers=False)
+        else:
+            assert isinstance(self.model, PreTrainedModel)
+            # One file: the library's resume reads no index.
+            self.model.save_pretrained(str(output_dir), state_dict=state_dict, max_shard_size="10TB")
 
     def _named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         assert self.model is not None
@@ -119,6 +124,6 @@ class Trainer(SFTTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: the export writes the card, and TRL would write one into every checkpoint."""
 
-    def load_adapter(self, checkpoint: Path) -> None:
-        """Take the adapter of a sealed checkpoint, without training on."""
+    def load_weights(self, checkpoint: Path) -> None:
+        """Take the weights of a sealed checkpoint, without training on."""
         self._load_from_checkpoint(str(checkpoint))

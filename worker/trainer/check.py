@@ -43,7 +43,8 @@ def check(folder: Path, spec: TrainSpec) -> dict[str, Any]:
     job = parse_job(spec)
     facts = base_check(Path(spec.base.path), weights=False)
     max_length = resolve_max_length(job.hyperparameters, facts.context)
-    probe_targets(job.lora.target_modules)
+    if job.lora is not None:
+        probe_targets(job.lora.target_modules)
     probe_config(Path(spec.base.path))
     tokenizer = load_tokenizer(Path(spec.base.path))
     templates = [choice.name for choice in choose_template(tokenizer, job.chat_template)]

@@ -1,4 +1,4 @@
-"""Last stage: the adapter as stock peft loads it anywhere, and the reports."""
+"""Last stage: the adapter as stock peft loads it anywhere, or the model as stock transformers does, and the reports."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
+
 from worker.ml.adapters import save_adapter
 from worker.ml.model_card import model_card
+from worker.ml.whole import save_model, stored_dtype
 from worker.trainer.run import Run
 
 
 def export(run: Run) -> None:
-    """Write `out/adapter` and `out/reports`. The same run writes the same bytes: no id, no time, no path."""
-    adapter = run.out / "adapter"
-    adapter.mkdir(parents=True, exist_ok=True)
-    save_adapter(run.model, adapter, run.initial)
-    _name_base(adapter / "adapter_config.json", run)
-    run.tokenizer.save_pretrained(adapter)
-    _forget_paths(adapter / "tokenizer_config.json")
-    (adapter / "README.md").write_text(model_card(run.spec.base.id, run.spec.base.revision, run.job, run.report))
+    """Write what was trained and `out/reports`. The same run writes the same bytes: no id, no time, no path."""
+    folder = run.out / ("adapter" if isinstance(run.model, PeftModel) else "model")
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(run.model, PeftModel):
+        save_adapter(run.model, folder, run.initial)
+        _name_base(folder / "adapter_config.json", run)
+    else:
+        save_model(run.model, folder, stored_dtype(run.base_folder))
+    run.tokenizer.save_pretrained(folder)
+    _forget_paths(folder / "tokenizer_config.json")
+    (folder / "README.md").write_text(model_card(run.spec.base.id, run.spec.base.revision, run.job, run.report))
     reports = run.out / "reports"
     reports.mkdir(exist_ok=True)
     _write(reports / "metrics.json", run.metrics)

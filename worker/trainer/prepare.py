@@ -1,4 +1,4 @@
-"""First stage: settle the options, tokenise the data, load the base, attach the adapter."""
+"""First stage: settle the options, tokenise the data, load the base, attach the adapter if there is one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 from importlib.metadata import version
 
 import torch
-from transformers import set_seed
+from peft import PeftModel
+from transformers import PreTrainedModel, set_seed
 
+from common.schemas.lora import Lora
 from worker.ml.adapters import attach, factors, set_adapter_dtype, trainable_count
 from worker.ml.arguments import choose_optimizer
 from worker.ml.base import load_base
@@ -87,9 +89,7 @@ def _prepare_model(run: Run, facts: BaseFacts) -> None:
         first, second = (run.tokenizer(text).input_ids for text in _PROBES)
         require_isolation(base.model, first, second)
     set_seed(run.job.seed)
-    run.model = attach(base.model, run.job.lora)
-    set_adapter_dtype(run.model, run.precision.adapter)
-    run.initial = factors(run.model) if run.job.lora.changes_base else None
+    run.model = base.model if run.job.lora is None else _adapted(run, base.model, run.job.lora)
     run.report |= {
         "trainable_parameters": trainable_count(run.model),
         "precision": precision_report(run.model, run.precision) | {"left_in_16_bit": base.unquantized},
@@ -97,3 +97,10 @@ def _prepare_model(run: Run, facts: BaseFacts) -> None:
     }
     total = sum(run.report["precision"]["parameters"].values())
     run.report["total_parameters"] = total
+
+
+def _adapted(run: Run, base: PreTrainedModel, lora: Lora) -> PeftModel:
+    model = attach(base, lora)
+    set_adapter_dtype(model, run.precision.adapter)
+    run.initial = factors(model) if lora.changes_base else None
+    return model

@@ -9,11 +9,9 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from worker.ml.checkpoint import Manifest, seal
+from worker.ml.checkpoint import Manifest, all_finite, seal
 from worker.ml.sft import Trainer
 from worker.trainer.faults import Diverged
 from worker.trainer.prepare import versions
@@ -107,9 +105,8 @@ class Reporter(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Seal what the library has written, and tell the supervisor that it may be uploaded."""
         written = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        weights = load_file(written / "adapter_model.safetensors")
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
-            raise diverged(f"the adapter's weights are not finite at step {state.global_step}")
+        if not all_finite(written):
+            raise diverged(f"the trained weights are not finite at step {state.global_step}")
         name = f"step-{state.global_step:08d}"
         target = self._run.checkpoints / name
         target.parent.mkdir(exist_ok=True)

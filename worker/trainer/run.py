@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from datasets import Dataset
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from worker.ml.adapters import Factors
     from worker.ml.checkpoint import Manifest
@@ -48,7 +48,7 @@ class Run:
     precision: Precision = field(init=False)
     train_rows: Dataset = field(init=False)
     eval_rows: Dataset | None = field(init=False, default=None)
-    model: PeftModel = field(init=False)
+    model: PeftModel | PreTrainedModel = field(init=False)
     initial: Factors | None = field(init=False, default=None)
     resumed: Manifest | None = field(init=False, default=None)
     counters: Counters = field(init=False)
@@ -66,7 +66,7 @@ class Run:
 
     @property
     def out(self) -> Path:
-        """The folder of what is published: adapter and reports."""
+        """The folder of what is published: adapter or model, and reports."""
         return self.folder / "out"
 
     def source(self, name: str, param: str) -> Source:

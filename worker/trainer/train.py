@@ -27,7 +27,7 @@ def train(run: Run) -> None:
     checkpoint = run.folder / run.spec.resume_from if run.spec.resume_from else None
     if checkpoint and run.resumed and run.resumed.step >= run.options.total_steps:
         # Interrupted after its last step: the library would take one step too many.
-        run.trainer.load_adapter(checkpoint)
+        run.trainer.load_weights(checkpoint)
     else:
         run.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if run.trainer.state.global_step < run.options.total_steps:

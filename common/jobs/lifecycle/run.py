@@ -159,7 +159,7 @@ def publish(session: Session, claim: Claim, published: Published, report: dict[s
         "manifest_key": published.manifest_key,
         "manifest_sha256": published.manifest_sha256,
     } | NO_LEASE
-    event = Event("job.succeeded", "The adapter is published.", data={"manifest_sha256": published.manifest_sha256})
+    event = Event("job.succeeded", "The result is published.", data={"manifest_sha256": published.manifest_sha256})
     settle(session, claim, "publish", values, event)
     session.execute(insert(ArtifactRow), [{"job_id": claim.job_id, **artifact} for artifact in published.artifacts])
 

@@ -12,7 +12,7 @@ import torch
 
 from tests.worker.trainer import tiny
 from tests.worker.trainer.conftest import Attempt, Go, attempt
-from worker.ml.checkpoint import REQUIRED, BadCheckpoint, verify
+from worker.ml.checkpoint import ADAPTER, BadCheckpoint, verify
 
 # 12 rows in batches of 4: three steps an epoch. Step 4 lies within the second epoch, step 3 on its edge.
 CASES: dict[str, dict[str, Any]] = {
@@ -79,7 +79,7 @@ def test_a_run_resumed_after_its_last_step_exports_without_training(go: Go, base
     assert not (again.folder / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("name", REQUIRED)
+@pytest.mark.parametrize("name", ADAPTER)
 def test_a_checkpoint_that_lacks_a_file_is_refused(go: Go, base: Path, tmp_path: Path, name: str):
     folder = _checkpoint(go)
     (folder / name).unlink()
