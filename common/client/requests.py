@@ -15,6 +15,7 @@ from common.schemas.checkpoints import CheckpointList
 from common.schemas.datasets import Dataset, DatasetList
 from common.schemas.jobs import ArtifactList, EventList, JobList, JobRead, MetricList
 from common.schemas.keys import KeyCreated, KeyList
+from common.schemas.precision import PrecisionRead
 from common.schemas.workers import BaseModelList, Worker, WorkerList
 
 _UPLOAD_TIMEOUT_S = 600
@@ -117,6 +118,11 @@ def job_artifacts(job: str) -> Call[ArtifactList]:
 def job_checkpoints(job: str) -> Call[CheckpointList]:
     """Return the question for every complete checkpoint, the highest step first."""
     return get(f"/jobs/{segment(job)}/checkpoints", CheckpointList)
+
+
+def job_precision(job: str) -> Call[PrecisionRead]:
+    """Return the question for how each module of a finished job's model was held."""
+    return get(f"/jobs/{segment(job)}/precision", PrecisionRead)
 
 
 def upload_dataset(path: Path, name: str | None, on_progress: Progress | None) -> Call[Dataset]:

@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from common.errors import InvalidInput
 from common.schemas.lora import Lora
@@ -49,6 +50,8 @@ def attach(base: PreTrainedModel, lora: Lora) -> PeftModel:
         use_rslora=lora.use_rslora,
         init_lora_weights=lora.init_lora_weights,  # type: ignore[arg-type]
         ensure_weight_tying=_is_tied(base, to_save),
+        # peft sets it by itself, and warns.
+        fan_in_fan_out=_has_conv1d(base),
     )
     try:
         return get_peft_model(base, config)
@@ -69,12 +72,16 @@ def modules_of(base: PreTrainedModel) -> Modules:
 
 def _is_linear(module: torch.nn.Module) -> bool:
     # GPT-2's Conv1D is a linear layer by another name.
-    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+    return isinstance(module, torch.nn.Linear | Conv1D)
+
+
+def _has_conv1d(base: PreTrainedModel) -> bool:
+    return any(isinstance(module, Conv1D) for module in base.modules())
 
 
 def _check_init(base: PreTrainedModel, lora: Lora) -> None:
     # peft 0.21 decomposes the transposed weight of a Conv1D into factors of the wrong shapes.
-    if lora.init_lora_weights == "olora" and any(type(module).__name__ == "Conv1D" for module in base.modules()):
+    if lora.init_lora_weights == "olora" and _has_conv1d(base):
         raise InvalidInput(
             'lora.init_lora_weights: "olora" cannot begin from the Conv1D layers of this base',
             param="lora.init_lora_weights",
