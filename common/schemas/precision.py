@@ -13,8 +13,8 @@ class ModulePrecision(BaseModel):
     """A module that has weights of its own. `dtype` and `bits` are those of its largest weight.
 
     `parameters` counts 4-bit weights unpacked. `trained` of them are trained: a quantised layer may have a trained
-    bias. `not_quantizable` is a weight matrix that stayed in 16 bit though the base is held in 4. A weight that two modules
-    share (embedding and head) is listed with both.
+    bias. `not_quantizable` is a weight matrix that stayed in 16 bit though the base is held in 4. A weight that two
+    modules share (embedding and head) is listed with both.
     """
 
     model_config = ConfigDict(populate_by_name=True)
