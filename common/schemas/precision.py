@@ -29,10 +29,14 @@ class ModulePrecision(BaseModel):
 
 
 class MemoryFootprint(BaseModel):
-    """The bytes of the base's weights in 16 bit, and as they were held: transformers' `get_memory_footprint`."""
+    """The bytes of the base's weights in 16 bit, and as they were held: transformers' `get_memory_footprint`.
+
+    `kbit_preparation_bytes` of the second are what `prepare_kbit_training` cost.
+    """
 
     before_bytes: int
     after_bytes: int
+    kbit_preparation_bytes: int = 0
 
 
 class PrecisionRead(BaseModel):

@@ -93,3 +93,18 @@ def test_the_convolutions_of_gpt2_are_quantised_and_trained(go: Go, tmp_path: Pa
         assert len(moved) == 2 * 4
     # What is quantised is the same function but for the rounding: a weight left untransposed would be another one.
     assert four.losses[0] == pytest.approx(sixteen.losses[0], abs=0.05)
+
+
+def test_peft_prepares_the_base_only_where_that_is_asked_for(go: Go):
+    lean, prepared = (go(max_steps=1, quantization={"prepare_kbit_training": flag}) for flag in (False, True))
+    for made, dtype in ((lean, "bfloat16"), (prepared, "float32")):
+        _, lines = report_of(made)
+        assert {lines[name].dtype for name in ("model.embed_tokens", "lm_head", "model.norm")} == {dtype}
+        assert lines[f"{PROJECTION}.base_layer"].dtype == "nf4"
+    # 349 words at each end, and five norms: two bytes more for each of their weights.
+    cost = 2 * (2 * 349 * 64 + 5 * 64)
+    sizes = [made.result["precision"]["memory_footprint"] for made in (lean, prepared)]
+    assert [size["kbit_preparation_bytes"] for size in sizes] == [0, cost]
+    assert sizes[1]["after_bytes"] - sizes[0]["after_bytes"] == cost
+    assert prepared.notes("base.prepared")[0].data == {"bytes": cost} and not lean.notes("base.prepared")
+    assert prepared.losses != lean.losses and prepared.losses == pytest.approx(lean.losses, abs=0.02)
