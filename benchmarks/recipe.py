@@ -32,7 +32,6 @@ _AUTO = ("per_device_train_batch_size", "gradient_accumulation_steps", "gradient
 _PLAIN = {"optim": "adamw_torch_fused", "gradient_checkpointing": False}
 ROWS: dict[str, dict[str, Any]] = {
     "full fine-tune, AdamW": {"method": "full", "hyperparameters": _PLAIN},
-    "full fine-tune, paged 8-bit AdamW": {"method": "full", "hyperparameters": _PLAIN | {"optim": "paged_adamw_8bit"}},
     "LoRA, 16 bit": {"method": "lora", "hyperparameters": _PLAIN},
     "QLoRA": {"hyperparameters": _PLAIN | {"optim": "paged_adamw_8bit"}},
     "QLoRA + gradient checkpointing": {"hyperparameters": {"optim": "paged_adamw_8bit"}},
