@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from common.errors import InvalidInput
 from common.schemas.lora import Lora
-from worker.ml.targets import Modules, check_lora, find_to_save
+from worker.ml.targets import Modules, check_lora, find_to_save, held_in_4_bit
 
 WEIGHTS = "adapter_model.safetensors"
 _PARAM = "lora.target_modules"
@@ -92,12 +92,7 @@ def _check_init(base: PreTrainedModel, lora: Lora) -> None:
 def _check_to_save(base: PreTrainedModel, names: list[str]) -> None:
     for name in names:
         if any(getattr(parameter, "quant_state", None) for parameter in base.get_submodule(name).parameters()):
-            raise InvalidInput(
-                f"lora.modules_to_save: {name!r} is held in 4 bit and cannot be trained as a whole",
-                code="bad_modules_to_save",
-                param="lora.modules_to_save",
-                hint='name it in lora.target_modules, or use method "lora"',
-            )
+            raise held_in_4_bit(name)
 
 
 def _is_tied(base: PreTrainedModel, to_save: list[str]) -> bool:

@@ -17,7 +17,9 @@ from worker.data.limits import Limits
 from worker.data.source import Problems, Source
 from worker.ml.base_check import BaseFacts, base_check
 from worker.ml.base_files import bad
+from worker.ml.module_names import known_modules
 from worker.ml.options import resolve_max_length, row_limit, settle
+from worker.ml.targets import check_held_in_4_bit, check_lora
 from worker.trainer.entry import claim_stdout, parse_job
 from worker.trainer.faults import classify
 from worker.trainer.lifeline import die_with_parent
@@ -35,7 +37,7 @@ def check(folder: Path, spec: TrainSpec) -> dict[str, Any]:
         InvalidInput: what is wrong, with every bad row in its message (the first in full, the rest counted).
     """
     from worker.ml.census import Census
-    from worker.ml.probe import probe_config, probe_targets, probe_template
+    from worker.ml.probe import probe_config, probe_template
     from worker.ml.render import Renderer
     from worker.ml.template import choose_template
     from worker.ml.tokenizer import load_tokenizer
@@ -43,8 +45,7 @@ def check(folder: Path, spec: TrainSpec) -> dict[str, Any]:
     job = parse_job(spec)
     facts = base_check(Path(spec.base.path), weights=False)
     max_length = resolve_max_length(job.hyperparameters, facts.context)
-    if job.lora is not None:
-        probe_targets(job.lora.target_modules)
+    _check_adapter(job, facts)
     probe_config(Path(spec.base.path))
     tokenizer = load_tokenizer(Path(spec.base.path))
     templates = [choice.name for choice in choose_template(tokenizer, job.chat_template)]
@@ -60,6 +61,21 @@ def check(folder: Path, spec: TrainSpec) -> dict[str, Any]:
     plain = "template.defaulted" in templates
     report |= {"architecture": facts.architecture, "context": facts.context, "plain_chat_template": plain}
     return report | _estimate(job, report)
+
+
+def _check_adapter(job: JobSpec, facts: BaseFacts) -> None:
+    """Find what the job names in the table of its architecture, so that a wrong name costs no GPU."""
+    from worker.ml.probe import probe_targets
+
+    if job.lora is None:
+        return
+    probe_targets(job.lora.target_modules)
+    if facts.num_layers is None:
+        return
+    modules = known_modules(facts.architecture, facts.num_layers)
+    check_lora(job.lora, modules)
+    if job.method == "qlora" and not facts.quantized:
+        check_held_in_4_bit(job.lora, modules)
 
 
 def _count(source: Source, renderer: Renderer, census: Census, facts: BaseFacts) -> dict[str, Any]:
