@@ -14,7 +14,7 @@ from api.documentation import problem_answers
 from api.edge import Edge
 from api.limits import BodyLimit
 from api.readiness import Readiness
-from api.routes import adapters, base_models, datasets, health, history, jobs, keys, workers
+from api.routes import adapters, base_models, datasets, health, history, jobs, keys, quota, workers
 from api.watching import Watcher
 from common.context import Context
 from common.keyring import Keyring
@@ -41,7 +41,7 @@ def create_app(context: Context) -> FastAPI:
     errors.install(app)
     documentation.install(app)
     common_answers = problem_answers(400, 401, 503)
-    for module in (jobs, history, adapters, datasets, base_models, workers, keys):
+    for module in (jobs, history, adapters, datasets, base_models, workers, keys, quota):
         app.include_router(module.router, responses=common_answers)
     app.include_router(health.router)
     # The last one added is the outermost.

@@ -49,6 +49,21 @@ def administrator(request: Request) -> Caller:
     return who
 
 
+def own_tenant(who: Caller, wanted: str | None) -> str:
+    """Return the tenant that a request is about: the caller's, or another one that an administrator names.
+
+    Raises:
+        Forbidden: another tenant is named without an administrator's key.
+    """
+    if wanted not in (None, who.tenant) and not who.admin:
+        raise Forbidden(
+            "tenant: only an administrator's key may name another tenant",
+            param="tenant",
+            hint="Leave the tenant out.",
+        )
+    return wanted or who.tenant
+
+
 Installation = Annotated[Context, Depends(installation)]
 # "function": the session ends before the answer is sent, so that nobody hears of a change that is then rolled back.
 Reading = Annotated[Session, Depends(reading, scope="function")]

@@ -24,6 +24,7 @@ _MEANINGS = {
     409: "That cannot be done in the present state.",
     413: "The body is longer than allowed.",
     415: "The body has another media type.",
+    429: "The tenant is at its quota; try again after Retry-After.",
     503: "A part of the installation is away; try again after Retry-After.",
 }
 

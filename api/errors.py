@@ -18,12 +18,15 @@ from common import errors
 from common.errors import TuneryError
 
 RETRY_AFTER_S = 5
+# Longer than clients wait by themselves: whoever is over a quota should hear of it.
+QUOTA_RETRY_AFTER_S = 120
 _STATUS: tuple[tuple[type[TuneryError], int], ...] = (
     (errors.Unauthenticated, 401),
     (errors.Forbidden, 403),
     (errors.NotFound, 404),
     (errors.WrongState, 409),
     (errors.TooLarge, 413),
+    (errors.OverQuota, 429),
     (errors.UserError, 400),
     (errors.InfraError, 503),
     (errors.LeaseLost, 409),
@@ -65,7 +68,11 @@ def _headers(status: int) -> dict[str, str]:
     if status == 401:
         return {"WWW-Authenticate": "Bearer"}
     # Clients that repeat every 409 would only hear it again.
-    return {503: {"Retry-After": str(RETRY_AFTER_S)}, 409: {"x-should-retry": "false"}}.get(status, {})
+    return {
+        409: {"x-should-retry": "false"},
+        429: {"Retry-After": str(QUOTA_RETRY_AFTER_S)},
+        503: {"Retry-After": str(RETRY_AFTER_S)},
+    }.get(status, {})
 
 
 async def _invalid(request: Request, error: Any) -> Response:

@@ -15,10 +15,11 @@ from pydantic_core import to_json
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
+from api import freshness
 from api.watching import Watcher
 from common.context import Context
 from common.errors import NotFound
-from common.jobs import queries, states
+from common.jobs import queries, standing, states
 
 PING_S = 15.0
 _BATCH = 200
@@ -27,43 +28,48 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Batch:
-    """What is new behind a cursor: messages as they are sent, the new cursor, and the job's version."""
+    """What is new behind a cursor: messages as they are sent, the new cursor, and the job's version and tag."""
 
     messages: bytes
     after: int
     version: int
+    tag: str
     more: bool
+    waits: bool
     ended: bool
 
 
-def read(context: Context, tenant: str, job_id: str, after: int, shown_version: int) -> Batch:
-    """Return what follows the cursor `after`, and the job's state unless `shown_version` was that already.
+def read(context: Context, tenant: str, job_id: str, after: int, shown_tag: str) -> Batch:
+    """Return what follows the cursor `after`, and the job's state unless it was shown with that tag already.
 
     Raises:
         NotFound: no such job in this tenant.
     """
     with context.read() as session:
         # The row before its history: a state must not be shown before what led to it.
-        job = queries.row(session, tenant, job_id)
+        row = queries.row(session, tenant, job_id)
         changes = queries.changes(session, job_id, after=after, limit=_BATCH)
         messages = [
             format_sse_event(data_str=to_json(value, inf_nan_mode="null").decode(), event=kind, id=str(cursor))
             for cursor, kind, value in changes
         ]
         more = len(changes) == _BATCH
-        if not more and job.version != shown_version:
-            messages.append(format_sse_event(data_str=queries.shown(job).model_dump_json(), event="job"))
+        job = standing.told(session, row)
+        if not more and (tag := freshness.tag(job, row.version)) != shown_tag:
+            messages.append(format_sse_event(data_str=job.model_dump_json(), event="job"))
+            shown_tag = tag
         last = changes[-1][0] if changes else after
-        return Batch(b"".join(messages), last, job.version, more, job.status in states.TERMINAL and not more)
+        ended = job.status in states.TERMINAL and not more
+        return Batch(b"".join(messages), last, row.version, shown_tag, more, job.waits_for is not None, ended)
 
 
 async def follow(context: Context, watcher: Watcher, tenant: str, job_id: str, after: int) -> AsyncIterator[bytes]:
     """Yield messages until the job has ended and everything was sent, or the server closes."""
-    version = -1
-    with watcher.subscribe(job_id, version) as subscription:
+    tag = ""
+    with watcher.subscribe(job_id, -1) as subscription:
         while not watcher.closed:
             try:
-                batch = await run_in_threadpool(read, context, tenant, job_id, after, version)
+                batch = await run_in_threadpool(read, context, tenant, job_id, after, tag)
             except NotFound:
                 return
             except SQLAlchemyError as error:
@@ -77,7 +83,10 @@ async def follow(context: Context, watcher: Watcher, tenant: str, job_id: str, a
                 return
             if batch.more:
                 continue
-            version = batch.version
-            subscription.saw(version)
+            tag = batch.tag
+            subscription.saw(batch.version)
             while not await subscription.wait(PING_S):
                 yield KEEPALIVE_COMMENT
+                if batch.waits:
+                    # Its place may have moved, which changes nothing about the job itself.
+                    break

@@ -7,7 +7,8 @@ TuneryError
 │   ├── Forbidden        the key may not do this
 │   ├── NotFound         no such thing in this tenant
 │   ├── WrongState       the job cannot do that now
-│   └── TooLarge         more bytes than the operator allows
+│   ├── TooLarge         more bytes than the operator allows
+│   └── OverQuota        more jobs than the operator allows the tenant; later it may pass
 ├── InfraError           a part of the installation is away; the same call may pass later
 └── LeaseLost            this attempt no longer owns its job: stop and write nothing
 
@@ -77,6 +78,12 @@ class TooLarge(UserError):
     """More bytes, rows or tokens than the operator allows."""
 
     code = "too_large"
+
+
+class OverQuota(UserError):
+    """More jobs than the operator allows this tenant. The same call may pass later."""
+
+    code = "over_quota"
 
 
 class InfraError(TuneryError):

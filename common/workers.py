@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
+from common.clock import moment
 from common.db.engine import db_now
 from common.db.rows import WorkerRow
 from common.errors import NotFound
-from common.jobs.queries import moment
 from common.schemas.workers import Worker
 
 # A worker beats every BEAT_S; one that was not heard for SILENT_S is shown as gone, and its row leaves after FORGET_S.

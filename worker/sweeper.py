@@ -21,7 +21,7 @@ from common import workers
 from common.audit import collect
 from common.context import Context
 from common.db.engine import db_now
-from common.db.rows import IdempotencyRow, JobRow, LeaderRow
+from common.db.rows import IdempotencyRow, JobRow, LeaderRow, UsageRow
 from common.errors import InfraError
 from common.jobs import doorbell, lifecycle
 
@@ -30,6 +30,8 @@ SWEEPS_PER_LEASE = 4
 # A bell that was lost is repeated after so long.
 RING_S = 5.0
 IDEMPOTENCY_S = 86_400.0
+# Quotas look back over a calendar month.
+USAGE_S = 62 * 86_400.0
 COLLECT_S = 3600.0
 _log = logging.getLogger(__name__)
 
@@ -101,6 +103,7 @@ class Sweeper:
         with self._context.write() as session:
             workers.forget_silent(session)
             session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < db_now() - IDEMPOTENCY_S))
+            session.execute(delete(UsageRow).where(UsageRow.ended_at < db_now() - USAGE_S))
 
     def _collect(self) -> None:
         """Now and then remove the objects that no row names."""
@@ -122,6 +125,8 @@ def _waiting(session: Session) -> dict[str, int]:
     rings: dict[str, int] = {}
     for which, status in ((doorbell.PREFLIGHT, "validating"), (doorbell.TRAIN, "queued")):
         due = (JobRow.status == status) & (JobRow.not_before <= db_now()) & JobRow.lease_expires_at.is_(None)
+        if status == "queued":
+            due &= JobRow.hold_until <= db_now()
         num_idle = max(1, workers.num_idle(session, which))
         if waiting := len(list(session.scalars(select(JobRow.id).where(due).limit(num_idle)))):
             rings[which] = waiting

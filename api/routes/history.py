@@ -13,9 +13,9 @@ from api import streams
 from api.auth import AuthenticatedRoute, bearer
 from api.deps import Installation, Reading, WhoCalls
 from api.documentation import problem_answers
+from common.clock import moment
 from common.context import Context
 from common.jobs import queries
-from common.jobs.queries import moment
 from common.schemas.checkpoints import Checkpoint, CheckpointList
 from common.schemas.jobs import EventList, MetricList
 

@@ -6,17 +6,19 @@ import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.auth import AuthenticatedRoute, bearer
 from api.deps import Installation, Reading, WhoCalls, Writing
 from api.documentation import problem_answers
+from api.freshness import retry_after_s, tag, unchanged
 from api.watching import Watcher
-from common import submission
+from common import base_models, datasets, uris
 from common.context import Context
-from common.errors import InvalidInput
-from common.jobs import lifecycle, queries, removal, states
-from common.schemas.jobs import JobList, JobRead, JobSpec, Status
+from common.errors import InvalidInput, NotFound
+from common.jobs import idempotency, lifecycle, queries, removal, standing, states
+from common.schemas.jobs import JobList, JobOrder, JobRead, JobSpec, Status
 from common.storage import keys
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=AuthenticatedRoute, dependencies=[Depends(bearer)])
@@ -27,10 +29,7 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=255,
         pattern=r"^[\x21-\x7e]+$",
-        description=(
-            "The same key with the same body answers the job that the first call made. Without one, the same body from "
-            "the same API key does so for TUNERY_REPEAT_WINDOW_S (30), unless that job was cancelled."
-        ),
+        description="The same key with the same body answers the job that the first call made.",
     ),
 ]
 _UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "The job is still at that version."}}
@@ -49,7 +48,7 @@ _LABELS_DOC = {
 }
 
 
-@router.post("", status_code=201, responses=problem_answers(409, 413, 415))
+@router.post("", status_code=201, responses=problem_answers(409, 413, 415, 429))
 def submit_job(
     spec: JobSpec,
     response: Response,
@@ -59,11 +58,40 @@ def submit_job(
     idempotency_key: IdempotencyKey = None,
 ) -> JobRead:
     """Submit a job. It is checked by a preflight worker, then queued for a GPU."""
-    job_id, is_new = submission.submit(session, context.settings, who, spec, idempotency_key)
+    job_id, is_new = _submit(context, session, who.tenant, spec, idempotency_key)
     if not is_new:
         response.headers["Idempotent-Replayed"] = "true"
     response.headers["Location"] = f"/jobs/{job_id}"
     return queries.shown(queries.row(session, who.tenant, job_id))
+
+
+def _submit(context: Context, session: Session, tenant: str, spec: JobSpec, key: str | None) -> tuple[str, bool]:
+    # Before the checks: what the first call named may be gone by now.
+    first = idempotency.answered(session, tenant, key, spec) if key else None
+    if first is not None:
+        return first, False
+    base_models.check(spec.model, context.settings)
+    for param, uri in (("dataset", spec.dataset), ("validation_dataset", spec.validation_dataset)):
+        if uri is not None:
+            _check_dataset(context, session, tenant, uri, param)
+    if key:
+        return idempotency.submit(session, tenant, key, spec)
+    return lifecycle.submit(session, tenant, spec), True
+
+
+def _check_dataset(context: Context, session: Session, tenant: str, uri: str, param: str) -> None:
+    parsed = uris.parse(uri, context.settings, param)
+    if parsed.scheme != "dataset":
+        return
+    try:
+        datasets.keep(session, tenant, parsed.place)
+    except NotFound as error:
+        raise InvalidInput(
+            f"{param}: there is no dataset {parsed.place}",
+            param=param,
+            code="dataset_not_found",
+            hint="GET /datasets lists the uploads; POST /datasets makes one.",
+        ) from error
 
 
 def labels(request: Request) -> dict[str, str]:
@@ -116,15 +144,20 @@ async def read_job(
     ] = 0,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> JobRead | Response:
-    """Read a job. With `wait`, the answer is held back until the job changes or ends."""
+    """Read a job, and where it stands in the queue. With `wait`, the answer is held back until the job changes or ends.
+
+    `Retry-After` says when a job that has not ended is worth another look.
+    """
     job, version = await run_in_threadpool(_look, context, who.tenant, job_id)
-    if wait and job.status not in states.TERMINAL and _unchanged(version, if_none_match, default=True):
+    if wait and job.status not in states.TERMINAL and unchanged(job, version, if_none_match, default=True):
         watcher: Watcher = request.app.state.watcher
         with watcher.subscribe(job_id, version) as subscription:
             await subscription.wait(wait)
         job, version = await run_in_threadpool(_look, context, who.tenant, job_id)
-    headers = {"ETag": f'"{version}"', "Cache-Control": "no-cache"}
-    if _unchanged(version, if_none_match, default=False):
+    headers = {"ETag": tag(job, version), "Cache-Control": "no-cache"}
+    if (again_s := retry_after_s(job)) is not None:
+        headers["Retry-After"] = str(again_s)
+    if unchanged(job, version, if_none_match, default=False):
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
     return job
@@ -133,15 +166,14 @@ async def read_job(
 def _look(context: Context, tenant: str, job_id: str) -> tuple[JobRead, int]:
     with context.read() as session:
         row = queries.row(session, tenant, job_id)
-        return queries.shown(row), row.version
+        return standing.told(session, row), row.version
 
 
-def _unchanged(version: int, if_none_match: str | None, *, default: bool) -> bool:
-    """Return whether the header names `version`; `default` where there is no header."""
-    if if_none_match is None:
-        return default
-    tags = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
-    return bool(tags & {"*", f'"{version}"'})
+@router.patch("/{job_id}", responses=problem_answers(404, 409, 415))
+def reorder_job(job_id: str, order: JobOrder, session: Writing, who: WhoCalls) -> JobRead:
+    """Move a job that waits: give it another `priority`, or another `not_before`; null lifts the latter."""
+    lifecycle.reorder(session, who.tenant, job_id, order)
+    return standing.told(session, queries.row(session, who.tenant, job_id))
 
 
 @router.post("/{job_id}/cancel", responses=problem_answers(404, 409))
@@ -165,7 +197,7 @@ def resume_job(job_id: str, session: Writing, who: WhoCalls) -> JobRead:
     return queries.shown(queries.row(session, who.tenant, job_id))
 
 
-@router.post("/{job_id}/retry", status_code=201, responses=problem_answers(404, 409))
+@router.post("/{job_id}/retry", status_code=201, responses=problem_answers(404, 409, 429))
 def retry_job(job_id: str, session: Writing, who: WhoCalls) -> JobRead:
     """Submit what a failed or cancelled job asked for once more, as a new job that goes on from its checkpoints."""
     made = lifecycle.retry(session, who.tenant, job_id)

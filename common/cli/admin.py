@@ -9,6 +9,8 @@ import typer
 
 from common.cli import state
 
+_LIMIT = "NUMBER|none"
+
 app = typer.Typer(no_args_is_help=True, help="Work on the database, with the server's settings.")
 
 
@@ -36,6 +38,51 @@ def first_key(
         screen.as_json({"key": key, "file": str(path)})
     else:
         screen.fields([("key", key), ("file", path)])
+
+
+def _limit(text: str | None, kept: float | None) -> float | None:
+    if text is None:
+        return kept
+    try:
+        return None if text == "none" else float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a number nor `none`") from None
+
+
+@app.command("quota")
+def quota(
+    ctx: typer.Context,
+    tenant: Annotated[str, typer.Argument(help="The tenant.", metavar="TENANT")],
+    max_running: Annotated[str | None, typer.Option(help="Jobs that may run at once.", metavar=_LIMIT)] = None,
+    max_queued: Annotated[str | None, typer.Option(help="Jobs that may wait.", metavar=_LIMIT)] = None,
+    max_gpu_hours: Annotated[str | None, typer.Option(help="GPU hours of a calendar month.", metavar=_LIMIT)] = None,
+    max_priority: Annotated[str | None, typer.Option(help="Highest priority of a job.", metavar=_LIMIT)] = None,
+    output: state.Output = None,
+) -> None:
+    """Show or set what a tenant may use; `none` lifts a limit, and what is left out stays."""
+    from common import settings
+    from common.cli.quota import show_quota
+    from common.context import build
+    from common.jobs import quotas
+    from common.schemas.quotas import QuotaLimits
+
+    given = {
+        "max_running": max_running,
+        "max_queued": max_queued,
+        "max_gpu_hours": max_gpu_hours,
+        "max_priority": max_priority,
+    }
+    context = build(settings.load())
+    try:
+        with context.write() as session:
+            before = quotas.read(session, tenant)
+            if any(text is not None for text in given.values()):
+                limits = {name: _limit(text, getattr(before, name)) for name, text in given.items()}
+                quotas.write(session, tenant, QuotaLimits.model_validate(limits, strict=False))
+            found = quotas.read(session, tenant)
+    finally:
+        context.close()
+    show_quota(found, state.of(ctx).as_json)
 
 
 @app.command("reconcile")

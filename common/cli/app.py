@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from common.cli import admin, datasets, demo, doctor, jobs, keys, servers, state, workers
+from common.cli import admin, datasets, demo, doctor, jobs, keys, quota, servers, state, workers
 from common.cli.download import download
 from common.cli.failures import Guarded
 from common.cli.submit import submit
@@ -49,7 +49,8 @@ def options(
 
 _COMMANDS = (
     *(submit, jobs.ls, jobs.show, watch, logs, jobs.cancel, jobs.pause, jobs.resume, jobs.retry, download),
-    *(workers.models, servers.up, servers.worker, servers.sweeper, doctor.doctor, demo.demo),
+    *(quota.reorder, quota.quota, workers.models),
+    *(servers.up, servers.worker, servers.sweeper, doctor.doctor, demo.demo),
 )
 for _command in _COMMANDS:
     app.command()(_command)

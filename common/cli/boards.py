@@ -57,6 +57,9 @@ def phase(job: JobRead) -> str:
         return wished
     if job.status == "running" and job.stage:
         return "training" if job.stage == "train" else f"running: {job.stage}"
+    if job.waits_for is not None:
+        place = f", position {job.position}" if job.position else ""
+        return f"{job.status}{place}: {job.waits_for.message}"
     return f"{job.status}: {job.stage}" if job.stage and job.stage != job.status else job.status
 
 

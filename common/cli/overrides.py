@@ -16,18 +16,9 @@ from common.schemas.lora import Lora, Quantization
 
 GROUPS: dict[str, type[BaseModel]] = {"hyperparameters": Hyperparameters, "lora": Lora, "quantization": Quantization}
 # Fields of the job itself have options of their own.
-_OWN_OPTIONS = (
-    "method",
-    "suffix",
-    "seed",
-    "priority",
-    "metadata",
-    "validation_dataset",
-    "chat_template",
-    "model",
-    "dataset",
-)
-_FLAGS = {
+_OWN_OPTIONS = {
+    **{name: f"--{name}" for name in ("method", "suffix", "seed", "priority", "metadata", "model")},
+    "not_before": "--not-before",
     "validation_dataset": "--validation",
     "chat_template": "--chat-template FILE",
     "dataset": "the first argument",
@@ -70,7 +61,7 @@ def _find(text: str, name: str) -> tuple[str, str]:
         if option in GROUPS[candidate].model_fields:
             return candidate, option
     if option in _OWN_OPTIONS and not dot:
-        raise _wrong(text, f"{option!r} is not set this way", f"use {_FLAGS.get(option, f'--{option}')}")
+        raise _wrong(text, f"{option!r} is not set this way", f"use {_OWN_OPTIONS[option]}")
     known = [other for candidate in ([group] if dot else GROUPS) for other in GROUPS[candidate].model_fields]
     raise _wrong(text, f"there is no option {name!r}", _meant(option, known))
 

@@ -37,6 +37,9 @@ def submit(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
     priority: Annotated[int | None, typer.Option(help="-100 to 100; higher runs first.")] = None,
+    not_before: Annotated[
+        str | None, typer.Option(help="Start it at that moment or later: 2026-12-24T02:00, +2h.", metavar="WHEN")
+    ] = None,
     metadata: Annotated[
         list[str] | None,
         typer.Option("--metadata", help="A label of the job. Repeat it for more.", metavar="KEY=VALUE"),
@@ -49,11 +52,14 @@ def submit(
     FILE_OR_URI is a local JSONL, JSON, CSV or Parquet file, or a URI that the server reads: s3://, https://, hf://,
     dataset:ID, file:// (a folder of the server's).
     """
+    from common.cli.moments import parse_moment
     from common.cli.overrides import parse_labels, parse_sets
 
     given = {"method": method, "suffix": suffix, "seed": seed, "priority": priority}
     fields: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     fields |= parse_sets(settings or [])
+    if not_before is not None:
+        fields["not_before"] = parse_moment(not_before, "--not-before")
     if metadata:
         fields["metadata"] = parse_labels(metadata)
     if chat_template is not None:

@@ -16,13 +16,12 @@ from common.client import requests
 from common.client.errors import ApiError, DownloadFailed
 from common.client.jobs import Artifacts, Checkpoints, Columns, Events, Jobs, Metrics, Paths
 from common.client.pages import Page
-from common.client.requests import JobFields
+from common.client.requests import JobFields, OrderFields
 from common.client.sending import Progress
 from common.client.transport import AsyncTransport, Transport
 from common.client.watching import STREAM_TIMEOUT_S, Cursor, Patience, columns, opened
 from common.schemas.datasets import Dataset
 from common.schemas.jobs import TERMINAL, Event, JobRead, Metric
-from common.schemas.precision import PrecisionRead
 
 
 class AsyncJob(JobRead):
@@ -50,6 +49,10 @@ class AsyncJob(JobRead):
         """Submit what the failed or cancelled job asked for as a new job, which goes on from its checkpoints."""
         return await self._jobs.retry(self.id)
 
+    async def reorder(self, **order: Unpack[OrderFields]) -> AsyncJob:
+        """Give the waiting job another priority or `not_before`; see `Jobs.reorder`."""
+        return await self._jobs.reorder(self.id, **order)
+
     async def delete(self) -> None:
         """Remove the ended job and its objects."""
         await self._jobs.delete(self.id)
@@ -73,10 +76,6 @@ class AsyncJob(JobRead):
     async def artifacts(self) -> Artifacts:
         """Return every published file with a fresh signed link."""
         return await self._jobs.artifacts(self.id)
-
-    async def precision(self) -> PrecisionRead:
-        """Return how each module was held: bits, trained, frozen, or not quantisable."""
-        return await self._jobs.precision(self.id)
 
     async def checkpoints(self) -> Checkpoints:
         """Return every complete checkpoint, the highest step first."""
@@ -139,6 +138,10 @@ class AsyncJobs:
     async def retry(self, job: str) -> AsyncJob:
         """Submit what a failed or cancelled job asked for as a new job, which goes on from its checkpoints."""
         return await self._act(job, "retry")
+
+    async def reorder(self, job: str, **order: Unpack[OrderFields]) -> AsyncJob:
+        """Give a job that waits another priority, or another moment before which it is not started (None: none)."""
+        return self._own(await self._transport.send(requests.reorder_job(job, order)))
 
     async def delete(self, job: str) -> None:
         """Remove an ended job and its objects."""
@@ -212,10 +215,6 @@ class AsyncJobs:
     async def artifacts(self, job: str) -> Artifacts:
         """Return every published file with a fresh signed link."""
         return (await self._transport.send(requests.job_artifacts(job))).data
-
-    async def precision(self, job: str) -> PrecisionRead:
-        """Return how each module of a finished job's model was held: bits, trained, frozen, or not quantisable."""
-        return await self._transport.send(requests.job_precision(job))
 
     async def checkpoints(self, job: str) -> Checkpoints:
         """Return every complete checkpoint, the highest step first."""

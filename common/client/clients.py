@@ -12,10 +12,12 @@ from common.client.resources import (
     AsyncBaseModels,
     AsyncDatasets,
     AsyncKeys,
+    AsyncQuotas,
     AsyncWorkers,
     BaseModels,
     Datasets,
     Keys,
+    Quotas,
     Workers,
 )
 from common.client.retries import Retries
@@ -57,6 +59,7 @@ class Tunery:
         self.base_models = BaseModels(self._transport)
         self.workers = Workers(self._transport)
         self.keys = Keys(self._transport)
+        self.quotas = Quotas(self._transport)
 
     @property
     def address(self) -> Address:
@@ -92,6 +95,7 @@ class AsyncTunery:
         self.base_models = AsyncBaseModels(self._transport)
         self.workers = AsyncWorkers(self._transport)
         self.keys = AsyncKeys(self._transport)
+        self.quotas = AsyncQuotas(self._transport)
 
     @property
     def address(self) -> Address:

@@ -13,14 +13,13 @@ from common.client import requests
 from common.client.downloading import Downloader
 from common.client.errors import ApiError
 from common.client.pages import Page
-from common.client.requests import JobFields
+from common.client.requests import JobFields, OrderFields
 from common.client.sending import Progress
 from common.client.transport import Transport
 from common.client.watching import STREAM_TIMEOUT_S, Cursor, Patience, columns, opened
 from common.schemas.checkpoints import Checkpoint
 from common.schemas.datasets import Dataset
 from common.schemas.jobs import TERMINAL, Artifact, Event, JobRead, Metric
-from common.schemas.precision import PrecisionRead
 
 # `list` is a method below, so that inside the class the word is no type.
 Columns = dict[str, list[Any]]
@@ -56,6 +55,10 @@ class Job(JobRead):
         """Submit what the failed or cancelled job asked for as a new job, which goes on from its checkpoints."""
         return self._jobs.retry(self.id)
 
+    def reorder(self, **order: Unpack[OrderFields]) -> Job:
+        """Give the waiting job another priority or `not_before`; see `Jobs.reorder`."""
+        return self._jobs.reorder(self.id, **order)
+
     def delete(self) -> None:
         """Remove the ended job and its objects."""
         self._jobs.delete(self.id)
@@ -79,10 +82,6 @@ class Job(JobRead):
     def artifacts(self) -> Artifacts:
         """Return every published file with a fresh signed link."""
         return self._jobs.artifacts(self.id)
-
-    def precision(self) -> PrecisionRead:
-        """Return how each module was held: bits, trained, frozen, or not quantisable."""
-        return self._jobs.precision(self.id)
 
     def checkpoints(self) -> Checkpoints:
         """Return every complete checkpoint, the highest step first."""
@@ -143,6 +142,10 @@ class Jobs:
     def retry(self, job: str) -> Job:
         """Submit what a failed or cancelled job asked for as a new job, which goes on from its checkpoints."""
         return self._act(job, "retry")
+
+    def reorder(self, job: str, **order: Unpack[OrderFields]) -> Job:
+        """Give a job that waits another priority, or another moment before which it is not started (None: none)."""
+        return self._own(self._transport.send(requests.reorder_job(job, order)))
 
     def delete(self, job: str) -> None:
         """Remove an ended job and its objects."""
@@ -215,10 +218,6 @@ class Jobs:
     def artifacts(self, job: str) -> Artifacts:
         """Return every published file with a fresh signed link."""
         return self._transport.send(requests.job_artifacts(job)).data
-
-    def precision(self, job: str) -> PrecisionRead:
-        """Return how each module of a finished job's model was held: bits, trained, frozen, or not quantisable."""
-        return self._transport.send(requests.job_precision(job))
 
     def checkpoints(self, job: str) -> Checkpoints:
         """Return every complete checkpoint, the highest step first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -15,7 +16,7 @@ from common.schemas.checkpoints import CheckpointList
 from common.schemas.datasets import Dataset, DatasetList
 from common.schemas.jobs import ArtifactList, EventList, JobList, JobRead, MetricList
 from common.schemas.keys import KeyCreated, KeyList
-from common.schemas.precision import PrecisionRead
+from common.schemas.quotas import Quota, QuotaLimits
 from common.schemas.workers import BaseModelList, Worker, WorkerList
 
 _UPLOAD_TIMEOUT_S = 600
@@ -36,8 +37,16 @@ class JobFields(TypedDict, total=False):
     quantization: Options | None
     seed: int
     priority: int
+    not_before: datetime | str | None
     metadata: Mapping[str, str]
     export: list[str]
+
+
+class OrderFields(TypedDict, total=False):
+    """Where a waiting job shall stand, as in the body of `PATCH /jobs/{id}`; None lifts `not_before`."""
+
+    priority: int
+    not_before: datetime | str | None
 
 
 def create_job(model: str, dataset: str | Dataset, fields: JobFields, idempotency_key: str | None) -> Call[JobRead]:
@@ -56,6 +65,9 @@ def create_job(model: str, dataset: str | Dataset, fields: JobFields, idempotenc
 def _plain(value: Any) -> Any:
     if isinstance(value, Dataset):
         return value.uri
+    if isinstance(value, datetime):
+        # A time without a zone is this machine's.
+        return (value if value.tzinfo else value.astimezone()).isoformat()
     if isinstance(value, BaseModel):
         # Only what was set: a default of this version may be no default of the server's.
         return value.model_dump(mode="json", exclude_unset=True)
@@ -90,6 +102,12 @@ def act_on_job(job: str, action: str) -> Call[JobRead]:
     return post(f"/jobs/{segment(job)}/{action}", JobRead, repeatable=action == "cancel")
 
 
+def reorder_job(job: str, order: OrderFields) -> Call[JobRead]:
+    """Return the wish that a waiting job stands elsewhere in the queue."""
+    body = {name: _plain(value) for name, value in order.items()}
+    return Call("PATCH", f"/jobs/{segment(job)}", JobRead, json=body, repeatable=True)
+
+
 def delete_job(job: str) -> Call[Nothing]:
     """Return the removal of an ended job and its objects."""
     return delete(f"/jobs/{segment(job)}")
@@ -118,11 +136,6 @@ def job_artifacts(job: str) -> Call[ArtifactList]:
 def job_checkpoints(job: str) -> Call[CheckpointList]:
     """Return the question for every complete checkpoint, the highest step first."""
     return get(f"/jobs/{segment(job)}/checkpoints", CheckpointList)
-
-
-def job_precision(job: str) -> Call[PrecisionRead]:
-    """Return the question for how each module of a finished job's model was held."""
-    return get(f"/jobs/{segment(job)}/precision", PrecisionRead)
 
 
 def upload_dataset(path: Path, name: str | None, on_progress: Progress | None) -> Call[Dataset]:
@@ -178,3 +191,13 @@ def list_keys(tenant: str | None) -> Call[KeyList]:
 def revoke_key(key: str, tenant: str | None) -> Call[Nothing]:
     """Return the end of a key."""
     return delete(f"/keys/{segment(key)}", tenant=tenant)
+
+
+def get_quota(tenant: str | None) -> Call[Quota]:
+    """Return the question for what a tenant may use, and uses."""
+    return get("/quota", Quota, tenant=tenant)
+
+
+def set_quota(limits: QuotaLimits, tenant: str | None) -> Call[Quota]:
+    """Return the wish that these are a tenant's limits."""
+    return Call("PUT", "/quota", Quota, {"tenant": tenant}, json=limits.model_dump(mode="json"), repeatable=True)

@@ -1,4 +1,4 @@
-"""The small resources of a client: datasets, base models, workers, keys."""
+"""The small resources of a client: datasets, base models, workers, keys, quotas."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from common.client.sending import Progress
 from common.client.transport import AsyncTransport, Transport
 from common.schemas.datasets import Dataset
 from common.schemas.keys import KeyCreated, KeyRead
+from common.schemas.quotas import Quota, QuotaLimits
 from common.schemas.workers import BaseModelInfo, Worker
 
 
@@ -85,6 +86,21 @@ class Keys:
         self._transport.send(requests.revoke_key(key, tenant))
 
 
+class Quotas:
+    """What tenants may use."""
+
+    def __init__(self, transport: Transport):
+        self._transport = transport
+
+    def get(self, *, tenant: str | None = None) -> Quota:
+        """Return the limits of your tenant and what it uses; an administrator may name another tenant."""
+        return self._transport.send(requests.get_quota(tenant))
+
+    def set(self, limits: QuotaLimits, *, tenant: str | None = None) -> Quota:
+        """Set every limit of a tenant; for administrators."""
+        return self._transport.send(requests.set_quota(limits, tenant))
+
+
 class AsyncDatasets:
     """Uploaded datasets."""
 
@@ -157,3 +173,18 @@ class AsyncKeys:
     async def revoke(self, key: str, *, tenant: str | None = None) -> None:
         """End a key, by its id."""
         await self._transport.send(requests.revoke_key(key, tenant))
+
+
+class AsyncQuotas:
+    """What tenants may use."""
+
+    def __init__(self, transport: AsyncTransport):
+        self._transport = transport
+
+    async def get(self, *, tenant: str | None = None) -> Quota:
+        """Return the limits of your tenant and what it uses; an administrator may name another tenant."""
+        return await self._transport.send(requests.get_quota(tenant))
+
+    async def set(self, limits: QuotaLimits, *, tenant: str | None = None) -> Quota:
+        """Set every limit of a tenant; for administrators."""
+        return await self._transport.send(requests.set_quota(limits, tenant))

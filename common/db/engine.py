@@ -40,6 +40,24 @@ def _now_sqlite(_element: db_now, _compiler: Any, **_: Any) -> str:
     return "((julianday('now') - 2440587.5) * 86400.0)"
 
 
+class db_month(FunctionElement[float]):
+    """The first moment of the present calendar month (UTC) in seconds since the epoch, by the database's clock."""
+
+    type = Double()
+    inherit_cache = True
+    name = "db_month"
+
+
+@compiles(db_month, "postgresql")
+def _month_postgres(_element: db_month, _compiler: Any, **_: Any) -> str:
+    return "extract(epoch from date_trunc('month', clock_timestamp(), 'UTC'))::double precision"
+
+
+@compiles(db_month, "sqlite")
+def _month_sqlite(_element: db_month, _compiler: Any, **_: Any) -> str:
+    return "((julianday('now', 'start of month') - 2440587.5) * 86400.0)"
+
+
 def make_engine(url: str, *, pool_size: int = 10) -> Engine:
     """Return an engine for `url` (`postgresql+psycopg://…` or `sqlite:///…`) with Tunery's connection settings."""
     if url.startswith("sqlite"):

@@ -40,7 +40,10 @@ class JobRow(Base):
     epoch: Mapped[int] = mapped_column(default=0)
     worker_id: Mapped[str | None] = mapped_column(String(128))
     lease_expires_at: Mapped[float | None]
+    # The pause after a fault, and the user's own wish: a check waits for the first only.
     not_before: Mapped[float] = mapped_column(default=0.0)
+    hold_until: Mapped[float] = mapped_column(default=0.0)
+    claimed_at: Mapped[float | None]
     attempts: Mapped[int] = mapped_column(default=0)
     crashes: Mapped[int] = mapped_column(default=0)
     faults: Mapped[int] = mapped_column(default=0)
@@ -95,7 +98,41 @@ class JobRow(Base):
             sqlite_where=text("status = 'running'"),
             postgresql_where=text("status = 'running'"),
         ),
+        # How fast jobs on the same base were, for forecasts.
+        Index(
+            "jobs_succeeded",
+            "base_id",
+            "finished_at",
+            sqlite_where=text("status = 'succeeded'"),
+            postgresql_where=text("status = 'succeeded'"),
+        ),
     )
+
+
+class UsageRow(Base):
+    """How long an attempt held a worker. It outlives its job: deleting jobs gives no hours back."""
+
+    __tablename__ = "usage"
+
+    job_id: Mapped[str] = mapped_column(Id, primary_key=True)
+    epoch: Mapped[int] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column(String(64))
+    started_at: Mapped[float]
+    ended_at: Mapped[float]
+
+    __table_args__ = (Index("usage_by_tenant", "tenant", "ended_at"),)
+
+
+class QuotaRow(Base):
+    """What a tenant may use; None is no limit. `max_queued` counts every job that waits, paused ones too."""
+
+    __tablename__ = "quotas"
+
+    tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
+    max_running: Mapped[int | None]
+    max_queued: Mapped[int | None]
+    max_gpu_hours: Mapped[float | None]
+    max_priority: Mapped[int | None]
 
 
 class EventRow(Base):

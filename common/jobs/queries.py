@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from common.clock import moment
 from common.db.rows import ArtifactRow, CheckpointRow, EventRow, JobRow, MetricRow
 from common.errors import NotFound
 from common.schemas.jobs import Event, EventList, JobError, JobList, JobRead, JobSpec, Metric, MetricList
 
-
-def moment(seconds: float) -> datetime:
-    """Return a time of the database as a UTC datetime."""
-    return datetime.fromtimestamp(seconds, UTC)
+# Of what was asked, these may change; the columns of the row say what holds.
+_OWN_COLUMNS = ("metadata", "priority", "not_before")
 
 
 def _moment(seconds: float | None) -> datetime | None:
@@ -43,7 +42,7 @@ def owned(session: Session, tenant: str, job_ids: Sequence[str]) -> set[str]:
 def shown(job: JobRow) -> JobRead:
     """Return `job` as it is shown."""
     spec = JobSpec.model_validate(job.spec)
-    asked = {name: getattr(spec, name) for name in JobSpec.model_fields if name not in ("metadata", "priority")}
+    asked = {name: getattr(spec, name) for name in JobSpec.model_fields if name not in _OWN_COLUMNS}
     return JobRead(
         **asked,
         id=job.id,
@@ -57,6 +56,7 @@ def shown(job: JobRow) -> JobRead:
         eta_s=job.eta_s,
         base_revision=job.base_revision,
         priority=job.priority,
+        not_before=_moment(job.hold_until or None),
         metadata=job.metadata_,
         attempt=job.attempts,
         worker=job.worker_id,

@@ -6,7 +6,7 @@ import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, model_validator
 
 from common.schemas.hyperparameters import Hyperparameters
 from common.schemas.lora import Lora, Quantization
@@ -53,6 +53,17 @@ Metadata = Annotated[
 ]
 
 
+def _within_reason(value: datetime) -> datetime:
+    if not 2000 <= value.year < 2200:
+        raise ValueError("is not between the years 2000 and 2200")
+    return value
+
+
+# Not strict: JSON has no type for a time. ISO 8601, with its offset from UTC.
+NotBefore = Annotated[AwareDatetime, Field(strict=False), AfterValidator(_within_reason)]
+Priority = Annotated[int, Field(ge=-100, le=100)]
+
+
 class JobSpec(Strict):
     """The body of `POST /jobs`: what was asked, frozen when it was accepted."""
 
@@ -66,7 +77,8 @@ class JobSpec(Strict):
     lora: Lora | None = None
     quantization: Quantization | None = None
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
-    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    priority: Priority = 0
+    not_before: NotBefore | None = None
     metadata: Metadata = {}
     export: Annotated[list[Literal["adapter", "model"]], Field(min_length=1, max_length=1)] = ["adapter"]
 
@@ -81,6 +93,21 @@ class JobSpec(Strict):
         return self
 
 
+class JobOrder(Strict):
+    """The body of `PATCH /jobs/{id}`: where a waiting job stands. What is left out stays; null lifts `not_before`."""
+
+    priority: Priority | None = None
+    not_before: NotBefore | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> JobOrder:
+        if "priority" in self.model_fields_set and self.priority is None:
+            raise ValueError("priority: null is no priority; leave it out to keep it")
+        if not self.model_fields_set:
+            raise ValueError("name at least one of priority and not_before")
+        return self
+
+
 class JobError(BaseModel):
     """Why a job failed."""
 
@@ -90,8 +117,36 @@ class JobError(BaseModel):
     param: str | None = None
 
 
+WaitCode = Literal[
+    "checking",
+    "no_checker",
+    "checkers_busy",
+    "retry_pause",
+    "not_before",
+    "paused",
+    "quota_running",
+    "quota_gpu_hours",
+    "no_worker",
+    "workers_busy",
+    "fair_share",
+    "worker_free",
+]
+
+
+class WaitsFor(BaseModel):
+    """What a job waits for: a word for programs, a sentence for people, and when it ends, where that is known."""
+
+    code: WaitCode
+    message: str
+    until: datetime | None = None
+
+
 class JobRead(BaseModel):
-    """A job as it is shown. Times are UTC."""
+    """A job as it is shown. Times are UTC.
+
+    `position` (1 is claimed next), `waits_for` and `expected_start` are told of a single job that waits, not in lists;
+    position and start only where they can be said.
+    """
 
     id: str
     status: Status
@@ -113,6 +168,7 @@ class JobRead(BaseModel):
     quantization: Quantization | None
     seed: int
     priority: int
+    not_before: datetime | None = None
     metadata: dict[str, str]
     export: list[str]
     desired: Literal["run", "pause", "cancel"]
@@ -124,6 +180,9 @@ class JobRead(BaseModel):
     queued_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
+    position: int | None = None
+    waits_for: WaitsFor | None = None
+    expected_start: datetime | None = None
 
 
 class JobList(BaseModel):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 MANIFEST = "manifest.json"
 ADAPTER_ARCHIVE = "adapter.tar.gz"
-PRECISION_REPORT = "reports/precision.json"
 
 
 def dataset(tenant: str, sha256: str) -> str:

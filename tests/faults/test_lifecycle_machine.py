@@ -26,7 +26,7 @@ from sqlalchemy import Row, delete, event, select, text, update
 
 import migrations
 from common.db.engine import Sessions, db_now, make_engine
-from common.db.rows import CheckpointRow, EventRow, JobRow, MetricRow
+from common.db.rows import CheckpointRow, EventRow, JobRow, MetricRow, UsageRow
 from common.errors import LeaseLost, WrongState
 from common.jobs import lifecycle
 from common.jobs.lifecycle import Claim, Event, Failure, Limits, MetricPoint, Published
@@ -111,6 +111,8 @@ class LifeOfJobs(RuleBasedStateMachine):
         self.touched: set[str] = set()
         with self.sessions.write() as session:
             session.execute(delete(JobRow))
+            # What tenants used counts towards their share for a day.
+            session.execute(delete(UsageRow))
 
     # ---- the way in ----
 

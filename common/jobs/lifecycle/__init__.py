@@ -4,7 +4,7 @@ Each verb is one guarded UPDATE, whose WHERE names the legal from-states and, fo
 lease that is alive by the database's clock, plus one event row in the same transaction. Zero rows raises. Nothing here
 commits: the caller's `Context.write()` does, and rings the bell afterwards.
 
-    user.py   submit  pause  resume  request_cancel  retry
+    user.py   submit  reorder  pause  resume  request_cancel  retry
     check.py  a preflight worker's: claim_preflight  accept  reject  postpone
     run.py    a GPU worker's: claim  renew  advance  checkpointed  publish  fail  fault  release
     sweep.py  the sweeper's: expire
@@ -12,7 +12,6 @@ commits: the caller's `Context.write()` does, and rings the bell afterwards.
 
 from common.jobs.lifecycle.check import accept, claim_preflight, postpone, reject
 from common.jobs.lifecycle.run import (
-    PREFER_HELD_BASE_S,
     advance,
     checkpointed,
     claim,
@@ -24,10 +23,11 @@ from common.jobs.lifecycle.run import (
 )
 from common.jobs.lifecycle.sweep import expire
 from common.jobs.lifecycle.terms import Claim, Event, Failure, Limits, MetricPoint, Published, backoff_s
-from common.jobs.lifecycle.user import pause, request_cancel, resume, retry, submit
+from common.jobs.lifecycle.user import pause, reorder, request_cancel, resume, retry, submit
+from common.jobs.line import PREFER_HELD_BASE_S
 
 __all__ = [
     "PREFER_HELD_BASE_S", "Claim", "Event", "Failure", "Limits", "MetricPoint", "Published", "accept", "advance",
     "backoff_s", "checkpointed", "claim", "claim_preflight", "expire", "fail", "fault", "pause", "postpone", "publish",
-    "reject", "release", "renew", "request_cancel", "resume", "retry", "submit",
+    "reject", "release", "renew", "reorder", "request_cancel", "resume", "retry", "submit",
 ]  # fmt: skip

@@ -23,15 +23,11 @@ def claim_preflight(session: Session, worker_id: str, lease_s: float) -> Claim |
         .limit(1)
         .with_for_update(skip_locked=True)
     )
-    return take(
-        session,
-        best,
-        "validating",
-        {"stage": "preflight"},
-        worker_id,
-        lease_s,
-        Event("job.checking", "Checking the dataset and the base model."),
-    )
+    job_id = session.scalar(best)
+    if job_id is None:
+        return None
+    event = Event("job.checking", "Checking the dataset and the base model.")
+    return take(session, job_id, "validating", {"stage": "preflight"}, worker_id, lease_s, event)
 
 
 def accept(

@@ -9,13 +9,15 @@ from sqlalchemy import ColumnElement, Table, and_, case, insert, select, update
 from sqlalchemy.orm import Session
 
 from common.db.engine import db_now
-from common.db.rows import EventRow, JobRow
+from common.db.rows import EventRow, JobRow, UsageRow
 from common.errors import LeaseLost, NotFound, WrongState
 from common.jobs import states
 from common.jobs.lifecycle.terms import Claim, Event, Failure
 
 jobs: Table = JobRow.__table__  # type: ignore[assignment]
 EventOf = Callable[[str], Event]
+# The verbs by which a running job leaves its worker.
+_LEAVING = ("publish", "fail", "release")
 NO_LEASE: dict[str, Any] = {"worker_id": None, "lease_expires_at": None}
 
 
@@ -67,7 +69,17 @@ def settle(session: Session, claim: Claim, verb: states.Verb, values: dict[str, 
     status = change(session, owned(claim, states.sources(verb)), values, event)
     if status is None:
         raise LeaseLost(f"attempt {claim.epoch} no longer owns {claim.job_id}: {verb} was refused")
+    if verb in _LEAVING:
+        book_usage(session, claim.job_id)
     return status
+
+
+def book_usage(session: Session, job_id: str) -> None:
+    """Note the time for which the attempt that has just ended held its worker."""
+    held = select(jobs.c.id, jobs.c.epoch, jobs.c.tenant, jobs.c.claimed_at, db_now()).where(
+        jobs.c.id == job_id, jobs.c.claimed_at.is_not(None)
+    )
+    session.execute(insert(UsageRow).from_select(["job_id", "epoch", "tenant", "started_at", "ended_at"], held))
 
 
 def guarded(session: Session, claim: Claim, statuses: Sequence[str], values: dict[str, Any]) -> int:
@@ -89,9 +101,9 @@ def locked(session: Session, claim: Claim, verb: states.Verb) -> Any:
 
 
 def take(
-    session: Session, best: Any, status: str, values: dict[str, Any], worker_id: str, lease_s: float, event: Event
+    session: Session, job_id: str, status: str, values: dict[str, Any], worker_id: str, lease_s: float, event: Event
 ) -> Claim | None:
-    """Claim the row that `best` selects, with a new epoch and lease; None where it selects nothing."""
+    """Claim a job, with a new epoch and lease; None where it is not in `status` any more."""
     leased = values | {
         "epoch": jobs.c.epoch + 1,
         "worker_id": worker_id,
@@ -101,7 +113,7 @@ def take(
     }
     statement = (
         update(jobs)
-        .where(jobs.c.id == best.scalar_subquery(), jobs.c.status == status)
+        .where(jobs.c.id == job_id, jobs.c.status == status)
         .values(leased)
         .returning(jobs.c.id, jobs.c.tenant, jobs.c.epoch, jobs.c.seq, jobs.c.desired)
     )

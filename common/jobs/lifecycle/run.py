@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from common.db.engine import db_now
 from common.db.rows import ArtifactRow, CheckpointRow, MetricRow
 from common.errors import LeaseLost
-from common.jobs import doorbell
+from common.jobs import doorbell, quotas
 from common.jobs.lifecycle.guards import (
     NO_LEASE,
     clock,
@@ -27,49 +27,34 @@ from common.jobs.lifecycle.guards import (
     wished,
 )
 from common.jobs.lifecycle.terms import Claim, Event, Failure, Limits, MetricPoint, Published, backoff_s
+from common.jobs.line import first
 
-# A worker prefers a job whose base it holds, but never over one that has waited longer than this.
-PREFER_HELD_BASE_S = 60.0
 SHRINK_MAX = 3
 
 
 def claim(session: Session, worker_id: str, lease_s: float, held_base: str | None = None) -> Claim | None:
-    """Take the best eligible job, or return None.
+    """Take the first job in line (`common.jobs.line` has the order), or return None.
 
-    Order: priority, then the tenant with the fewest running jobs, then age; among jobs that have waited less than
-    `PREFER_HELD_BASE_S`, one that wants `held_base` (a base id) comes first.
+    Among jobs that have waited less than `PREFER_HELD_BASE_S`, one that wants `held_base` (a base id) comes first.
     """
-    running = (
-        select(jobs.c.tenant, func.count().label("num_running"))
-        .where(jobs.c.status == "running")
-        .group_by(jobs.c.tenant)
-        .subquery()
-    )
-    long_waited = jobs.c.queued_at < db_now() - PREFER_HELD_BASE_S
-    warmth = case((long_waited, 0), (jobs.c.base_id == (held_base or ""), 1), else_=2)
-    best = (
-        select(jobs.c.id)
-        .outerjoin(running, running.c.tenant == jobs.c.tenant)
-        .where(jobs.c.status == "queued", jobs.c.not_before <= db_now())
-        .order_by(jobs.c.priority.desc(), func.coalesce(running.c.num_running, 0), warmth, jobs.c.created_at, jobs.c.id)
-        .limit(1)
-        .with_for_update(skip_locked=True, of=jobs)
-    )
-    values = {
+    full: list[str] = []
+    while (best := session.execute(first(held_base).where(jobs.c.tenant.not_in(full))).one_or_none()) is not None:
+        # Another worker may be about to give this tenant its last place: whoever has the quota's row looks again.
+        if best.max_running is None or quotas.has_place(session, best.tenant):
+            event = Event("job.claimed", "A worker took the job.", data={"worker": worker_id})
+            return take(session, best.id, "queued", _claimed(), worker_id, lease_s, event)
+        full.append(best.tenant)
+    return None
+
+
+def _claimed() -> dict[str, Any]:
+    return {
         "status": "running",
         "stage": "fetch",
         "attempts": jobs.c.attempts + 1,
+        "claimed_at": db_now(),
         "started_at": func.coalesce(jobs.c.started_at, db_now()),
     }
-    return take(
-        session,
-        best,
-        "queued",
-        values,
-        worker_id,
-        lease_s,
-        Event("job.claimed", "A worker took the job.", data={"worker": worker_id}),
-    )
 
 
 def renew(session: Session, claim: Claim) -> str:

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from common.db.engine import db_now
 from common.jobs import doorbell, states
-from common.jobs.lifecycle.guards import NO_LEASE, change, jobs, outcome, wished
+from common.jobs.lifecycle.guards import NO_LEASE, book_usage, change, jobs, outcome, wished
 from common.jobs.lifecycle.terms import Event
 
 
@@ -29,6 +29,8 @@ def expire(session: Session, job_id: str) -> str | None:
         "finished_at": case((jobs.c.desired == "cancel", db_now()), else_=None),
     } | NO_LEASE
     status = change(session, [*late, jobs.c.status.in_(states.sources("expire"))], values, outcome(event))
+    if status is not None:
+        book_usage(session, job_id)
     if status == "queued":
         doorbell.after_commit(session, doorbell.TRAIN)
     if status is None and change(session, [*late, jobs.c.status == "validating"], {"stage": None} | NO_LEASE, event):

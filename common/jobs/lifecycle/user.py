@@ -10,14 +10,19 @@ from sqlalchemy.orm import Session
 from common.db.engine import db_now
 from common.db.rows import CheckpointRow
 from common.ids import new_id
-from common.jobs import doorbell, states
+from common.jobs import doorbell, quotas, states
 from common.jobs.lifecycle.guards import NO_LEASE, change, insert_events, jobs, own_job, refuse_unless
 from common.jobs.lifecycle.terms import Event
-from common.schemas.jobs import JobSpec
+from common.schemas.jobs import JobOrder, JobSpec
 
 
 def submit(session: Session, tenant: str, spec: JobSpec, *, retry_of: str | None = None) -> str:
-    """Insert a job in `validating` and return its id. `retry_of` is noted as where it comes from."""
+    """Insert a job in `validating` and return its id. `retry_of` is noted as where it comes from.
+
+    Raises:
+        OverQuota, InvalidInput: as `quotas.admit` does.
+    """
+    quotas.admit(session, tenant, spec.priority)
     job_id = new_id("job")
     session.execute(
         insert(jobs).values(
@@ -26,6 +31,7 @@ def submit(session: Session, tenant: str, spec: JobSpec, *, retry_of: str | None
             spec=spec.model_dump(mode="json"),
             model=spec.model,
             priority=spec.priority,
+            hold_until=spec.not_before.timestamp() if spec.not_before else 0.0,
             metadata=spec.metadata,
             status="validating",
             created_at=db_now(),
@@ -65,6 +71,28 @@ def _best_checkpoints(session: Session, job_id: str) -> list[dict[str, Any]]:
     table = CheckpointRow.__table__
     rows = session.execute(select(table).where(table.c.job_id == job_id).order_by(table.c.step, table.c.epoch))
     return list({row.step: dict(row._mapping) for row in rows}.values())
+
+
+def reorder(session: Session, tenant: str, job_id: str, order: JobOrder) -> None:
+    """Give a job that waits another priority, or another moment before which it is not started.
+
+    Raises:
+        WrongState: the job runs or has ended.
+        InvalidInput: the priority is above the tenant's highest.
+        NotFound: no such job in this tenant.
+    """
+    values: dict[str, Any] = {}
+    if order.priority is not None:
+        quotas.check_priority(session, tenant, order.priority)
+        values["priority"] = order.priority
+    if "not_before" in order.model_fields_set:
+        values["hold_until"] = order.not_before.timestamp() if order.not_before else 0.0
+    own = own_job(tenant, job_id)
+    told = order.model_dump(mode="json", exclude_unset=True)
+    event = Event("job.reordered", "Its place in the queue was changed.", data=told)
+    if not change(session, [own, jobs.c.status.in_(quotas.WAITING)], values, event):
+        refuse_unless(session, own, (), "reorder")
+    doorbell.after_commit(session, doorbell.TRAIN)
 
 
 def _held(session: Session, tenant: str, job_id: str) -> ColumnElement[bool]:

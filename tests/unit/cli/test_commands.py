@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -281,3 +282,31 @@ def test_a_reader_that_leaves_early_hears_no_complaint(peer: Peer, tunery):
     )
     assert done.stdout == "{\n"
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_a_job_that_waits_shows_why(peer: Peer, tunery):
+    waits_for = {"code": "workers_busy", "message": "2 of 2 workers are busy", "until": None}
+    place = {"position": 3, "waits_for": waits_for, "expected_start": "2026-11-01T12:00:00Z"}
+    peer.on("GET", "/jobs/job_1", says(a_job(status="queued", stage=None, **place)))
+    out = tunery("show", "job_1").stdout
+    assert "queued, position 3: 2 of 2 workers are busy" in out and "expected start" in out
+
+
+def test_submit_for_later_and_reorder(peer: Peer, tunery):
+    peer.on("POST", "/jobs", says(a_job(), 201))
+    peer.on("PATCH", "/jobs/job_1", says(a_job(status="queued", priority=5)))
+    done = tunery("submit", "s3://b/x.jsonl", "-m", "org/base", "--not-before", "2026-12-24T02:00Z")
+    assert done.exit_code == 0, done.output
+    sent = json.loads(peer.asked("POST", "/jobs")[0].body)["not_before"]
+    assert datetime.fromisoformat(sent) == datetime(2026, 12, 24, 2, tzinfo=UTC)
+    assert tunery("reorder", "job_1", "--priority", "5", "--not-before", "now").exit_code == 0
+    assert json.loads(peer.asked("PATCH", "/jobs/job_1")[0].body) == {"priority": 5, "not_before": None}
+    assert tunery("reorder", "job_1", "--not-before", "soon").exit_code == 2
+
+
+def test_quota(peer: Peer, tunery):
+    quota = {"tenant": "acme", "max_running": 2, "max_queued": None, "max_gpu_hours": 100.0, "max_priority": None}
+    peer.on("GET", "/quota", says(quota | {"running": 1, "queued": 4, "gpu_hours": 12.5}))
+    out = tunery("quota", "--tenant", "acme").stdout
+    assert "1 of 2" in out and "4 of any number" in out and "12.5 of 100" in out
+    assert peer.requests[0].query == {"tenant": ["acme"]}

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 import migrations
 from common import context, keys, settings
 from common.cli.app import app
-from common.client import Missing, NotAuthenticated, NotPermitted, RequestInvalid, StateConflict, Tunery
+from common.client import Missing, NotAuthenticated, NotPermitted, RateLimited, RequestInvalid, StateConflict, Tunery
 from common.embedded.ports import free_ports
 from tests.servers import S3
 
@@ -213,6 +213,25 @@ def test_the_client(client: Tunery):
     job.delete()
     with pytest.raises(Missing):
         job.refresh()
+
+
+def test_a_quota_that_the_operator_set(client: Tunery, tunery):
+    shown = json.loads(
+        tunery("-o", "json", "admin", "quota", "acme", "--max-queued", "1", "--max-gpu-hours", "2.5").stdout
+    )
+    assert (shown["max_queued"], shown["max_gpu_hours"], shown["max_running"]) == (1, 2.5, None)
+    key = client.keys.create("k", tenant="acme").key
+    with Tunery(client.address.url, key) as acme:
+        job = acme.jobs.create("tiny-base", "s3://bucket/x.jsonl", priority=1)
+        assert job.refresh().waits_for is not None
+        assert acme.jobs.reorder(job.id, priority=4).priority == 4
+        with pytest.raises(RateLimited) as refused:
+            acme.jobs.create("tiny-base", "s3://bucket/x.jsonl")
+        assert refused.value.code == "quota_queued"
+        assert acme.quotas.get().queued == 1
+    kept = json.loads(tunery("-o", "json", "admin", "quota", "acme", "--max-queued", "none").stdout)
+    assert (kept["max_queued"], kept["max_gpu_hours"], kept["queued"]) == (None, 2.5, 1)
+    assert tunery("admin", "quota", "acme", "--max-queued", "many").exit_code == 2
 
 
 def test_pages_follow_each_other(client: Tunery):

@@ -43,7 +43,7 @@ class Exchange(BaseHTTPRequestHandler):
         answer = (answers.popleft() if len(answers) > 1 else answers[0]) if answers else problem(404, "not_found")
         answer(self)
 
-    do_GET = do_POST = do_DELETE = _serve
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve
 
     def _chunks(self) -> bytes:
         found = b""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from common.client import Tunery
 from common.errors import InvalidInput
+from common.schemas.quotas import QuotaLimits
+from tests.unit.client.conftest import a_job
 from tests.unit.client.peer import Peer, problem, raw, says
 
 DATASET = {
@@ -84,3 +87,18 @@ def test_lists_creates_and_removals(peer: Peer, client: Tunery):
     assert peer.requests[4].body == b'{"name":"ci","tenant":"red"}'
     assert [key.hint for key in client.keys.list()] == ["tnr_ab"]
     client.keys.revoke("key_1")
+
+
+def test_quotas_and_places(peer: Peer, client: Tunery):
+    import json
+
+    quota = {"tenant": "acme", "running": 0, "queued": 0, "gpu_hours": 0.0}
+    limits = {"max_running": 2, "max_queued": None, "max_gpu_hours": 1.5, "max_priority": None}
+    peer.on("PUT", "/quota", says(quota | limits))
+    peer.on("PATCH", "/jobs/job_1", says(a_job(status="queued", priority=5)))
+    assert client.quotas.set(QuotaLimits(max_running=2, max_gpu_hours=1.5), tenant="acme").max_running == 2
+    assert peer.requests[0].query == {"tenant": ["acme"]} and json.loads(peer.requests[0].body) == limits
+    moment = datetime(2026, 12, 24, 2, tzinfo=UTC)
+    assert client.jobs.reorder("job_1", priority=5, not_before=moment).reorder(not_before=None).priority == 5
+    bodies = [json.loads(seen.body) for seen in peer.asked("PATCH", "/jobs/job_1")]
+    assert bodies == [{"priority": 5, "not_before": "2026-12-24T02:00:00+00:00"}, {"not_before": None}]

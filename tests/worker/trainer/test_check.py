@@ -37,6 +37,7 @@ def test_the_report_counts_what_training_will_see(tmp_path: Path, base: Path, go
     assert {name: report[name] for name in trained["data"]} == trained["data"]
     assert report["validation"] == trained["validation_data"]
     assert report["steps"] == trained["steps"] == 3
+    assert report["train_tokens"] == trained["tokens_trained"]
     assert report["rows"] + report["rows_dropped"] == 12 and 0 < report["cut_share"] < 1
     assert sum(report["length_histogram"].values()) == report["rows"]
     assert report["loss"] == {"assistant": report["rows"]} and report["context"] == 256
