@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from common.clock import moment
 from common.db.engine import db_now
+from common.db.locks import lock
 from common.db.rows import DatasetRow, JobRow
 from common.errors import NotFound, WrongState
 from common.ids import new_id
@@ -32,13 +33,6 @@ def shown(row: DatasetRow) -> Dataset:
         uri=f"{SCHEME}{row.id}",
         created_at=moment(row.created_at),
     )
-
-
-def lock(session: Session, key: str) -> None:
-    """Keep everybody else from adding or removing the object `key` until the transaction ends."""
-    # SQLite's write transaction already excludes every other one.
-    if session.get_bind().dialect.name == "postgresql":
-        session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(key, 0))))
 
 
 def insert(

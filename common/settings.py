@@ -49,6 +49,12 @@ class Settings(BaseSettings):
     fetch_networks: CommaList = Field([], description="Private networks (CIDR) that dataset URLs may reach.")
     ca_bundle: Path | None = Field(None, description="CA certificates for dataset URLs; empty means the system's.")
 
+    repeat_window_s: float = Field(
+        30,
+        ge=0,
+        le=3600,
+        description="The same create by the same key within so long gets the same job; 0: another.",
+    )
     max_upload_bytes: int = Field(512 * 2**20, ge=1, description="Largest upload through `POST /datasets`.")
     max_dataset_bytes: int = Field(8 * 2**30, ge=1, description="Largest dataset that is fetched, and decoded.")
     max_row_bytes: int = Field(4 * 2**20, ge=1, description="Longest row of a dataset.")

@@ -13,6 +13,7 @@ from api.documentation import problem_answers
 from common.errors import WrongState
 from common.jobs import queries
 from common.schemas.jobs import Artifact, ArtifactList
+from common.schemas.precision import PrecisionRead
 from common.storage import keys
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=AuthenticatedRoute, dependencies=[Depends(bearer)])
@@ -46,6 +47,22 @@ def read_adapter(job_id: str, context: Installation, session: Reading, who: WhoC
     key = job.manifest_key.removesuffix(keys.MANIFEST) + keys.ADAPTER_ARCHIVE
     link = context.store.link(key, filename=f"{job.spec.get('suffix') or job.id}-{keys.ADAPTER_ARCHIVE}")
     return RedirectResponse(link, headers={"Cache-Control": "no-store"})
+
+
+@router.get("/{job_id}/precision", responses=problem_answers(404, 409))
+def read_precision(job_id: str, context: Installation, who: WhoCalls) -> PrecisionRead:
+    """Show how each module of the trained model was held: bits, trained, frozen, or not quantisable."""
+    with context.read() as session:
+        job = queries.row(session, who.tenant, job_id)
+        found = [row.key for row in queries.artifacts(session, job_id) if row.name == keys.PRECISION_REPORT]
+    if not found:
+        raise WrongState(
+            f"a job that is {job.status} has no precision report",
+            code="wrong_state",
+            param="id",
+            hint="Only a job that succeeded has one; GET /jobs/{id}?wait=60 waits for a change.",
+        )
+    return PrecisionRead.model_validate_json(context.store.get_bytes(found[0]))
 
 
 @router.get("/{job_id}/artifacts", responses=problem_answers(404))

@@ -16,6 +16,7 @@ from api.documentation import problem_answers
 from api.uploads import Upload
 from common import datasets
 from common.context import Context
+from common.db.locks import lock
 from common.errors import InfraError, NotFound
 from common.schemas.datasets import Dataset, DatasetList
 from common.storage import keys
@@ -62,7 +63,7 @@ def _keep(context: Context, tenant: str, upload: Upload, path: Path) -> tuple[Da
     if not _stored(context, key):
         context.store.put_file(key, path)
     with context.write() as session:
-        datasets.lock(session, key)
+        lock(session, key)
         row, is_new = datasets.insert(
             session, tenant, name=upload.name, key=key, num_bytes=upload.bytes, sha256=upload.sha256
         )

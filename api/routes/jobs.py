@@ -6,7 +6,6 @@ import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.auth import AuthenticatedRoute, bearer
@@ -14,10 +13,10 @@ from api.deps import Installation, Reading, WhoCalls, Writing
 from api.documentation import problem_answers
 from api.freshness import retry_after_s, tag, unchanged
 from api.watching import Watcher
-from common import base_models, datasets, uris
+from common import submission
 from common.context import Context
-from common.errors import InvalidInput, NotFound
-from common.jobs import idempotency, lifecycle, queries, removal, standing, states
+from common.errors import InvalidInput
+from common.jobs import lifecycle, queries, removal, standing, states
 from common.schemas.jobs import JobList, JobOrder, JobRead, JobSpec, Status
 from common.storage import keys
 
@@ -29,7 +28,10 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=255,
         pattern=r"^[\x21-\x7e]+$",
-        description="The same key with the same body answers the job that the first call made.",
+        description=(
+            "The same key with the same body answers the job that the first call made. Without one, the same body from "
+            "the same API key does so for TUNERY_REPEAT_WINDOW_S (30), unless that job was cancelled."
+        ),
     ),
 ]
 _UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "The job is still at that version."}}
@@ -58,40 +60,11 @@ def submit_job(
     idempotency_key: IdempotencyKey = None,
 ) -> JobRead:
     """Submit a job. It is checked by a preflight worker, then queued for a GPU."""
-    job_id, is_new = _submit(context, session, who.tenant, spec, idempotency_key)
+    job_id, is_new = submission.submit(session, context.settings, who, spec, idempotency_key)
     if not is_new:
         response.headers["Idempotent-Replayed"] = "true"
     response.headers["Location"] = f"/jobs/{job_id}"
     return queries.shown(queries.row(session, who.tenant, job_id))
-
-
-def _submit(context: Context, session: Session, tenant: str, spec: JobSpec, key: str | None) -> tuple[str, bool]:
-    # Before the checks: what the first call named may be gone by now.
-    first = idempotency.answered(session, tenant, key, spec) if key else None
-    if first is not None:
-        return first, False
-    base_models.check(spec.model, context.settings)
-    for param, uri in (("dataset", spec.dataset), ("validation_dataset", spec.validation_dataset)):
-        if uri is not None:
-            _check_dataset(context, session, tenant, uri, param)
-    if key:
-        return idempotency.submit(session, tenant, key, spec)
-    return lifecycle.submit(session, tenant, spec), True
-
-
-def _check_dataset(context: Context, session: Session, tenant: str, uri: str, param: str) -> None:
-    parsed = uris.parse(uri, context.settings, param)
-    if parsed.scheme != "dataset":
-        return
-    try:
-        datasets.keep(session, tenant, parsed.place)
-    except NotFound as error:
-        raise InvalidInput(
-            f"{param}: there is no dataset {parsed.place}",
-            param=param,
-            code="dataset_not_found",
-            hint="GET /datasets lists the uploads; POST /datasets makes one.",
-        ) from error
 
 
 def labels(request: Request) -> dict[str, str]:

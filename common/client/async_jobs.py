@@ -22,6 +22,7 @@ from common.client.transport import AsyncTransport, Transport
 from common.client.watching import STREAM_TIMEOUT_S, Cursor, Patience, columns, opened
 from common.schemas.datasets import Dataset
 from common.schemas.jobs import TERMINAL, Event, JobRead, Metric
+from common.schemas.precision import PrecisionRead
 
 
 class AsyncJob(JobRead):
@@ -76,6 +77,10 @@ class AsyncJob(JobRead):
     async def artifacts(self) -> Artifacts:
         """Return every published file with a fresh signed link."""
         return await self._jobs.artifacts(self.id)
+
+    async def precision(self) -> PrecisionRead:
+        """Return how each module was held: bits, trained, frozen, or not quantisable."""
+        return await self._jobs.precision(self.id)
 
     async def checkpoints(self) -> Checkpoints:
         """Return every complete checkpoint, the highest step first."""
@@ -215,6 +220,10 @@ class AsyncJobs:
     async def artifacts(self, job: str) -> Artifacts:
         """Return every published file with a fresh signed link."""
         return (await self._transport.send(requests.job_artifacts(job))).data
+
+    async def precision(self, job: str) -> PrecisionRead:
+        """Return how each module of a finished job's model was held: bits, trained, frozen, or not quantisable."""
+        return await self._transport.send(requests.job_precision(job))
 
     async def checkpoints(self, job: str) -> Checkpoints:
         """Return every complete checkpoint, the highest step first."""

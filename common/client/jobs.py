@@ -20,6 +20,7 @@ from common.client.watching import STREAM_TIMEOUT_S, Cursor, Patience, columns, 
 from common.schemas.checkpoints import Checkpoint
 from common.schemas.datasets import Dataset
 from common.schemas.jobs import TERMINAL, Artifact, Event, JobRead, Metric
+from common.schemas.precision import PrecisionRead
 
 # `list` is a method below, so that inside the class the word is no type.
 Columns = dict[str, list[Any]]
@@ -82,6 +83,10 @@ class Job(JobRead):
     def artifacts(self) -> Artifacts:
         """Return every published file with a fresh signed link."""
         return self._jobs.artifacts(self.id)
+
+    def precision(self) -> PrecisionRead:
+        """Return how each module was held: bits, trained, frozen, or not quantisable."""
+        return self._jobs.precision(self.id)
 
     def checkpoints(self) -> Checkpoints:
         """Return every complete checkpoint, the highest step first."""
@@ -218,6 +223,10 @@ class Jobs:
     def artifacts(self, job: str) -> Artifacts:
         """Return every published file with a fresh signed link."""
         return self._transport.send(requests.job_artifacts(job)).data
+
+    def precision(self, job: str) -> PrecisionRead:
+        """Return how each module of a finished job's model was held: bits, trained, frozen, or not quantisable."""
+        return self._transport.send(requests.job_precision(job))
 
     def checkpoints(self, job: str) -> Checkpoints:
         """Return every complete checkpoint, the highest step first."""

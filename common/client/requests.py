@@ -16,6 +16,7 @@ from common.schemas.checkpoints import CheckpointList
 from common.schemas.datasets import Dataset, DatasetList
 from common.schemas.jobs import ArtifactList, EventList, JobList, JobRead, MetricList
 from common.schemas.keys import KeyCreated, KeyList
+from common.schemas.precision import PrecisionRead
 from common.schemas.quotas import Quota, QuotaLimits
 from common.schemas.workers import BaseModelList, Worker, WorkerList
 
@@ -136,6 +137,11 @@ def job_artifacts(job: str) -> Call[ArtifactList]:
 def job_checkpoints(job: str) -> Call[CheckpointList]:
     """Return the question for every complete checkpoint, the highest step first."""
     return get(f"/jobs/{segment(job)}/checkpoints", CheckpointList)
+
+
+def job_precision(job: str) -> Call[PrecisionRead]:
+    """Return the question for how each module of a finished job's model was held."""
+    return get(f"/jobs/{segment(job)}/precision", PrecisionRead)
 
 
 def upload_dataset(path: Path, name: str | None, on_progress: Progress | None) -> Call[Dataset]:

@@ -8,7 +8,18 @@ from pydantic import Field, model_validator
 
 from common.schemas.values import Auto, Strict
 
-Optimizer = Literal["paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw_torch", "adamw_torch_fused"]
+# Those that resume bit for bit and need no further package. (Adafactor's state comes back in the weights' dtype.)
+Optimizer = Literal[
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "adamw_8bit",
+    "adamw_torch",
+    "adamw_torch_fused",
+    "ademamix_8bit",
+    "lion_8bit",
+    "lion_32bit",
+    "paged_lion_8bit",
+]
 Schedule = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
 ]
@@ -27,17 +38,24 @@ class Hyperparameters(Strict):
     eval_steps: Annotated[int, Field(ge=1, le=10_000_000)] | Auto = "auto"
     logging_steps: Annotated[int, Field(ge=1, le=10_000_000)] | Auto = 10
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | Auto = 0.0
+    warmup_steps: Annotated[int, Field(ge=0, le=10_000_000)] | Auto = 0
     lr_scheduler_type: Schedule | Auto = "linear"
     weight_decay: Annotated[float, Field(ge=0, le=1)] | Auto = 0.0
     max_grad_norm: Annotated[float, Field(ge=0, le=1000)] | Auto = 1.0
     optim: Optimizer | Auto = "paged_adamw_8bit"
-    gradient_checkpointing: bool | Auto = True
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] | Auto = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] | Auto = 0.999
+    adam_epsilon: Annotated[float, Field(gt=0, le=1)] | Auto = 1e-8
+    neftune_noise_alpha: Annotated[float, Field(ge=0, le=1000)] | Auto = 0.0
+    gradient_checkpointing: bool | Annotated[int, Field(ge=1, le=1000)] | Auto = True
     group_by_length: bool | Auto = True
-    packing: bool | Auto = False
+    packing: bool | Literal["bfd", "wrapped"] | Auto = False
     loss: Literal["all", "completion", "assistant"] | Auto = "auto"
 
     @model_validator(mode="after")
-    def _some_step(self) -> Hyperparameters:
+    def _steps_agree(self) -> Hyperparameters:
         if self.max_steps == 0:
             raise ValueError("max_steps: 0 trains nothing; use -1 for no limit, or a positive number")
+        if self.warmup_steps not in (0, "auto") and self.warmup_ratio not in (0, "auto"):
+            raise ValueError("warmup_steps: warmup_ratio says how long the warm-up is too; give one of them")
         return self

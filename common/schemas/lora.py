@@ -65,9 +65,19 @@ class Lora(Strict):
 
 
 class Quantization(Strict):
-    """How the frozen base is held: bitsandbytes' names."""
+    """How the frozen base is held: bitsandbytes' names.
+
+    `prepare_kbit_training` is peft's preparation: norms, embeddings and head in fp32.
+    """
 
     load_in_4bit: bool = True
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     bnb_4bit_use_double_quant: bool = True
+    prepare_kbit_training: bool = False
+
+    @model_validator(mode="after")
+    def _prepares_a_4_bit_base(self) -> Quantization:
+        if self.prepare_kbit_training and not self.load_in_4bit:
+            raise ValueError("prepare_kbit_training: is for a base in 4 bit; leave it out, or set load_in_4bit")
+        return self

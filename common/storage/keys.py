@@ -11,6 +11,7 @@ from __future__ import annotations
 
 MANIFEST = "manifest.json"
 ADAPTER_ARCHIVE = "adapter.tar.gz"
+PRECISION_REPORT = "reports/precision.json"
 
 
 def dataset(tenant: str, sha256: str) -> str:

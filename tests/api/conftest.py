@@ -84,6 +84,8 @@ def settings(tmp_path: Path, s3: S3, valkey_url: str) -> Settings:
         model_dir=tmp_path / "models",
         local_datasets=tmp_path / "local",
         max_upload_bytes=3 * 2**20,
+        # Most tests submit the same job many times and mean it.
+        repeat_window_s=0,
     )
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
+from sqlalchemy import update
 
+from common.db.rows import IdempotencyRow
 from common.jobs import lifecycle
 from tests.api.conftest import SPEC, Api, drive, finish
 
@@ -145,6 +148,42 @@ def test_racing_creates_with_one_key_make_one_job(any_api: Api) -> None:
     with any_api.client(any_api.new_key("other")) as client:
         elsewhere = client.post("/jobs", json=SPEC, headers={"idempotency-key": "k1"})
         assert elsewhere.json()["id"] != answers[0][1], "keys of tenants are apart"
+
+
+def test_the_same_create_without_a_key_makes_one_job(start: Callable[..., Api], database_url: str) -> None:
+    api = start(database_url, repeat_window_s=30)
+    barrier = threading.Barrier(6)
+
+    def create(_: int) -> httpx2.Response:
+        with api.client() as client:
+            barrier.wait()
+            return client.post("/jobs", json=SPEC)
+
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(create, range(6)))
+    [first] = {answer.json()["id"] for answer in answers}
+    assert [answer.headers.get("idempotent-replayed") for answer in answers].count(None) == 1
+    with api.client() as client, api.client(api.new_key()) as colleague:
+        # What was asked is compared, not how it was written.
+        assert submit(client, seed=42) == first
+        assert submit(client, seed=7) != first
+        assert submit(colleague) != first
+        client.post(f"/jobs/{first}/cancel")
+        second = submit(client)
+        assert second != first and submit(client) == second
+
+
+def test_the_same_create_later_makes_another_job(start: Callable[..., Api], sqlite_url: str) -> None:
+    api = start(sqlite_url, repeat_window_s=30)
+    with api.client() as client:
+        first = submit(client)
+        with api.context.write() as session:
+            session.execute(update(IdempotencyRow).values(created_at=IdempotencyRow.created_at - 29))
+        assert submit(client) == first
+        with api.context.write() as session:
+            session.execute(update(IdempotencyRow).values(created_at=IdempotencyRow.created_at - 2))
+        second = submit(client)
+        assert second != first and submit(client) == second
 
 
 def test_history_in_pages(any_api: Api) -> None:

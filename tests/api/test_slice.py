@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 
 import httpx2
@@ -74,6 +75,25 @@ def test_a_full_fine_tune_has_no_adapter_to_download(api: Api, client: httpx2.Cl
     assert answer.status_code == 409 and answer.json()["code"] == "no_adapter"
     assert "artifacts" in answer.json()["hint"]
     assert client.get(f"/jobs/{job_id}/artifacts").json()["data"][0]["name"] == name
+
+
+def test_how_each_module_was_held_is_read_from_what_was_published(api: Api, client: httpx2.Client) -> None:
+    job_id = client.post("/jobs", json=SPEC).json()["id"]
+    claim = drive(api.context, job_id)
+    answer = client.get(f"/jobs/{job_id}/precision")
+    assert answer.status_code == 409 and answer.json()["code"] == "wrong_state"
+    line = {"name": "lm_head", "class": "Linear", "dtype": "bfloat16", "bits": 16, "parameters": 4, "trained": 0}
+    report = {
+        "compute_dtype": "bfloat16", "adapter_dtype": "bfloat16", "parameters": {"nf4": 8}, "bytes": {"nf4": 4},
+        "left_in_16_bit": {}, "memory_footprint": {"before_bytes": 20, "after_bytes": 12},
+        "modules": [line | {"status": "not_quantizable"}],
+    }  # fmt: skip
+    prefix = keys.attempt(claim.tenant, claim.job_id, claim.epoch)
+    api.context.store.put_bytes(prefix + keys.PRECISION_REPORT, json.dumps(report).encode())
+    file = {"name": keys.PRECISION_REPORT, "key": prefix + keys.PRECISION_REPORT, "bytes": 1, "sha256": "0" * 64}
+    with api.context.write() as session:
+        lifecycle.publish(session, claim, Published(prefix + keys.MANIFEST, "0" * 64, [file]), {})
+    assert client.get(f"/jobs/{job_id}/precision").json() == report
 
 
 def test_health_needs_no_key(api: Api) -> None:

@@ -104,6 +104,8 @@ class Run:
 
     def train(self) -> int:
         self.commands.run.wait()
+        if self.commands.late:
+            return protocol.DRAINED
         self.say(Stage("train"))
         self.trail("started", self.step, self.value)
         while self.step < self.max_steps:

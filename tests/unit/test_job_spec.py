@@ -58,6 +58,7 @@ def test_each_method_has_its_parts():
         ({"export": ["model"]}, "export: method"),
         ({"method": "lora", "quantization": {}}, "quantization.load_in_4bit"),
         ({"quantization": {"load_in_4bit": False}}, "quantization.load_in_4bit"),
+        ({"method": "lora", "quantization": {"load_in_4bit": False, "prepare_kbit_training": True}}, "base in 4 bit"),
     ],
 )
 def test_parts_that_a_method_does_not_have_are_refused(fields: dict[str, Any], reason: str):

@@ -12,10 +12,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from common.errors import InvalidInput
 from common.schemas.lora import Lora
-from worker.ml.targets import Modules, check_lora, find_to_save
+from worker.ml.targets import Modules, check_lora, find_to_save, held_in_4_bit
 
 WEIGHTS = "adapter_model.safetensors"
 _PARAM = "lora.target_modules"
@@ -49,6 +50,8 @@ def attach(base: PreTrainedModel, lora: Lora) -> PeftModel:
         use_rslora=lora.use_rslora,
         init_lora_weights=lora.init_lora_weights,  # type: ignore[arg-type]
         ensure_weight_tying=_is_tied(base, to_save),
+        # peft sets it by itself, and warns.
+        fan_in_fan_out=_has_conv1d(base),
     )
     try:
         return get_peft_model(base, config)
@@ -69,12 +72,16 @@ def modules_of(base: PreTrainedModel) -> Modules:
 
 def _is_linear(module: torch.nn.Module) -> bool:
     # GPT-2's Conv1D is a linear layer by another name.
-    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+    return isinstance(module, torch.nn.Linear | Conv1D)
+
+
+def _has_conv1d(base: PreTrainedModel) -> bool:
+    return any(isinstance(module, Conv1D) for module in base.modules())
 
 
 def _check_init(base: PreTrainedModel, lora: Lora) -> None:
     # peft 0.21 decomposes the transposed weight of a Conv1D into factors of the wrong shapes.
-    if lora.init_lora_weights == "olora" and any(type(module).__name__ == "Conv1D" for module in base.modules()):
+    if lora.init_lora_weights == "olora" and _has_conv1d(base):
         raise InvalidInput(
             'lora.init_lora_weights: "olora" cannot begin from the Conv1D layers of this base',
             param="lora.init_lora_weights",
@@ -85,12 +92,7 @@ def _check_init(base: PreTrainedModel, lora: Lora) -> None:
 def _check_to_save(base: PreTrainedModel, names: list[str]) -> None:
     for name in names:
         if any(getattr(parameter, "quant_state", None) for parameter in base.get_submodule(name).parameters()):
-            raise InvalidInput(
-                f"lora.modules_to_save: {name!r} is held in 4 bit and cannot be trained as a whole",
-                code="bad_modules_to_save",
-                param="lora.modules_to_save",
-                hint='name it in lora.target_modules, or use method "lora"',
-            )
+            raise held_in_4_bit(name)
 
 
 def _is_tied(base: PreTrainedModel, to_save: list[str]) -> bool:

@@ -14,15 +14,18 @@ from worker.ml.precision import Precision
 
 # A CPU has nothing to page to, and bitsandbytes' 8-bit step is some fifty times slower there than torch's fused one
 # (measured: 0.5 s against 0.01 s for 2.2 M parameters on two cores), while the state that it saves is of no weight.
-_CUDA_ONLY = ("paged_adamw_8bit", "paged_adamw_32bit")
-_CPU_OPTIMIZER = "adamw_torch_fused"
+_ON_CPU = {
+    "paged_adamw_8bit": "adamw_torch_fused",
+    "paged_adamw_32bit": "adamw_torch_fused",
+    "paged_lion_8bit": "lion_32bit",
+}
 
 
 def choose_optimizer(name: str, device: torch.device) -> tuple[str, tuple[Choice, ...]]:
     """Return the optimizer to use on `device`, with a choice noted where it is not the one asked for."""
-    if device.type == "cuda" or name not in _CUDA_ONLY:
+    if device.type == "cuda" or name not in _ON_CPU:
         return name, ()
-    taken = _CPU_OPTIMIZER
+    taken = _ON_CPU[name]
     message = f"optim {name} → {taken}: paged optimizer state exists on CUDA only; on the CPU it is kept in 32 bit"
     return taken, (Choice("option.replaced", message, {"asked": name, "taken": taken}),)
 
@@ -47,15 +50,20 @@ def sft_config(
         per_device_eval_batch_size=options.micro_batch,
         gradient_accumulation_steps=options.accumulation,
         max_length=options.max_length,
-        packing=options.packing,
+        packing=options.packing is not None,
+        packing_strategy=options.packing or "bfd",
         eval_packing=False,
         # The rows come tokenised, labelled, cut and packed; the library's own preparation would only copy them.
         dataset_kwargs={"skip_prepare_dataset": True},
-        warmup_steps=options.warmup_ratio,
+        warmup_steps=options.warmup,
         lr_scheduler_type=options.lr_scheduler_type,
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
         optim=optim,
+        adam_beta1=options.adam_beta1,
+        adam_beta2=options.adam_beta2,
+        adam_epsilon=options.adam_epsilon,
+        neftune_noise_alpha=options.neftune_noise_alpha or None,
         save_strategy="steps",
         save_steps=options.save_steps,
         eval_strategy="steps" if evaluated else "no",
@@ -73,12 +81,12 @@ def sft_config(
         report_to="none",
         bf16=precision.compute == torch.bfloat16,
         fp16=precision.compute == torch.float16,
-        **_checkpointing(options.gradient_checkpointing),
+        **_checkpointing(options.checkpointing),
     )
 
 
-def _checkpointing(enabled: bool) -> dict[str, Any]:
+def _checkpointing(every: int) -> dict[str, Any]:
     # transformers 5.18 and later call it activation checkpointing, and warn about the old name.
     names = {item.name for item in fields(SFTConfig)}
     name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
-    return {name: enabled}
+    return {name: bool(every), f"{name}_kwargs": {"every_n_layers": every} if every > 1 else None}

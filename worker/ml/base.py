@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
+from peft import prepare_model_for_kbit_training
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -22,6 +23,7 @@ from transformers import (
 from common.errors import InvalidInput
 from common.schemas.jobs import JobSpec
 from common.schemas.lora import Quantization
+from common.schemas.precision import MemoryFootprint
 from worker.ml.base_check import BaseFacts
 from worker.ml.options import Choice
 from worker.ml.precision import Precision
@@ -33,6 +35,7 @@ class Base:
 
     model: PreTrainedModel
     unquantized: dict[str, int]
+    footprint: MemoryFootprint
     choices: tuple[Choice, ...]
 
 
@@ -56,7 +59,23 @@ def load_base(folder: Path, job: JobSpec, facts: BaseFacts, precision: Precision
     model.config.use_cache = False
     keep_training_layout(model)
     unquantized = left_in_16_bit(model) if job.method == "qlora" else {}
-    return Base(model, unquantized, _choices(model, unquantized) if job.method == "qlora" else ())
+    lean = model.get_memory_footprint()
+    if job.quantization is not None and job.quantization.prepare_kbit_training:
+        # Without checkpointing, which the trainer turns on where it is asked for.
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    held = model.get_memory_footprint()
+    footprint = MemoryFootprint(
+        before_bytes=footprint_in_16_bit(folder), after_bytes=held, kbit_preparation_bytes=held - lean
+    )
+    return Base(model, unquantized, footprint, _choices(job, model, unquantized, footprint))
+
+
+def footprint_in_16_bit(folder: Path) -> int:
+    """Return the bytes that the weights of the base in `folder` take in 16 bit, without loading them."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+    return int(model.get_memory_footprint())
 
 
 def nf4_config(quantization: Quantization | None, precision: Precision) -> BitsAndBytesConfig:
@@ -119,10 +138,27 @@ def left_in_16_bit(model: torch.nn.Module) -> dict[str, int]:
     }
 
 
-def _choices(model: torch.nn.Module, unquantized: dict[str, int]) -> tuple[Choice, ...]:
+def _choices(
+    job: JobSpec, model: torch.nn.Module, unquantized: dict[str, int], footprint: MemoryFootprint
+) -> tuple[Choice, ...]:
+    if job.method != "qlora":
+        return ()
     states = [getattr(parameter, "quant_state", None) for parameter in model.parameters()]
     quantized = sum(torch.Size(state.shape).numel() for state in states if state is not None)
     left = sum(unquantized.values())
     names = ", ".join(list(unquantized)[:6]) + (" …" if len(unquantized) > 6 else "")
-    message = f"{quantized:,} weights in 4 bit; {left:,} stay in 16 bit ({names or 'none'})"
-    return (Choice("base.quantized", message, {"quantized": quantized, "left": left, "names": list(unquantized)[:32]}),)
+    message = (
+        f"{quantized:,} weights in 4 bit; {left:,} stay in 16 bit ({names or 'none'}); "
+        f"{_gigabytes(footprint.before_bytes)} → {_gigabytes(footprint.after_bytes)}"
+    )
+    data = {"quantized": quantized, "left": left, "names": list(unquantized)[:32], **footprint.model_dump()}
+    choices = [Choice("base.quantized", message, data)]
+    if job.quantization is not None and job.quantization.prepare_kbit_training:
+        cost = footprint.kbit_preparation_bytes
+        message = f"prepare_kbit_training: norms, embeddings and head in fp32 take {_gigabytes(cost)} more"
+        choices.append(Choice("base.prepared", message, {"bytes": cost}))
+    return tuple(choices)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.2f} GB"

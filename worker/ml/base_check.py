@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worker.ml.base_config import CONTEXT_KEYS, MODEL_TYPES, check_config, check_tokenizer_config, is_quantized
+from worker.ml.base_config import (
+    CONTEXT_KEYS,
+    LAYER_KEYS,
+    MODEL_TYPES,
+    check_config,
+    check_tokenizer_config,
+    is_quantized,
+)
 from worker.ml.base_files import bad, check_files, check_weights, read_json
 
 ARCHITECTURES = frozenset(MODEL_TYPES)
@@ -56,7 +63,7 @@ def _facts(config: dict[str, Any]) -> BaseFacts:
         model_type=config["model_type"],
         context=next((config[key] for key in CONTEXT_KEYS if config.get(key)), None),
         vocab_size=config.get("vocab_size"),
-        num_layers=config.get("num_hidden_layers") or config.get("n_layer"),
+        num_layers=next((config[key] for key in LAYER_KEYS if config.get(key)), None),
         quantized=is_quantized(config),
     )
 

@@ -45,6 +45,7 @@ MODEL_TYPES = {
     "Starcoder2ForCausalLM": "starcoder2",
 }
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers")
 _ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3")
 _DTYPES = ("float16", "bfloat16", "float32")
 _ROPE = (None, "default", "linear", "dynamic", "yarn", "longrope", "llama3", "su", "proportional")
@@ -60,7 +61,7 @@ _SIZES = {
     **dict.fromkeys(("vocab_size",), 2**22),
     **dict.fromkeys(("hidden_size", "n_embd", "word_embed_proj_dim"), 2**17),
     **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"), 2**20),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 1024),
+    **dict.fromkeys(LAYER_KEYS, 1024),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "num_heads", "head_dim"), 2**14),
 }
 _QUANTIZATION = {

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from transformers import PreTrainedTokenizerBase
 
 from worker.data.formats import parse_rows
 from worker.data.source import Problems, Source
 from worker.ml.census import Census
-from worker.ml.plan import Asked
 from worker.ml.render import Example, Renderer
 
 if TYPE_CHECKING:
@@ -25,21 +23,15 @@ _BATCH = 512
 
 
 def tokenize_rows(
-    source: Source,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    loss: Asked = "auto",
-    problems: Problems | None = None,
-) -> tuple[Census, Iterator[Example]]:
-    """Return a census that fills as the examples beside it are taken; rows without a token to learn are left out.
+    source: Source, renderer: Renderer, census: Census, problems: Problems | None = None
+) -> Iterator[Example]:
+    """Yield the rows of `source` as examples, counted by `census`; rows without a token to learn are left out.
 
     Raises:
-        InvalidInput: while the examples are taken, as `parse_rows` and `Renderer.render` do.
+        InvalidInput: as `parse_rows` and `Renderer.render` do.
     """
-    census = Census(max_length)
-    renderer = Renderer(tokenizer, max_length, loss)
     examples = renderer.render(source, parse_rows(source, problems), problems)
-    return census, (example for example in examples if census.add(example))
+    return (example for example in examples if census.add(example))
 
 
 def write_tokens(examples: Iterable[Example], path: Path) -> None:
@@ -53,13 +45,23 @@ def write_tokens(examples: Iterable[Example], path: Path) -> None:
             writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
 
 
-def load_tokens(path: Path, *, pack_to: int | None = None) -> Dataset:
-    """Return the dataset in `path`, mapped from disk; packed best-fit into sequences of `pack_to` tokens if asked."""
+def load_tokens(path: Path) -> Dataset:
+    """Return the dataset in `path`, mapped from disk."""
     from datasets import Dataset
+
+    return Dataset.from_file(str(path))
+
+
+def pack_tokens(rows: Dataset, strategy: str, max_length: int, seed: int) -> Dataset:
+    """Return `rows` packed into sequences of `max_length` tokens.
+
+    Args:
+        strategy: `bfd` puts whole rows together that do not see each other; `wrapped` strings all rows on one thread,
+            in an order drawn from `seed`, and cuts it.
+    """
     from trl import pack_dataset
 
-    dataset = Dataset.from_file(str(path))
-    return dataset if pack_to is None else pack_dataset(dataset, pack_to, "bfd")
+    return pack_dataset(rows.shuffle(seed) if strategy == "wrapped" else rows, max_length, strategy)
 
 
 def sequence_lengths(dataset: Dataset) -> list[int]:

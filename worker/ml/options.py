@@ -14,6 +14,7 @@ from common.schemas.hyperparameters import Hyperparameters
 from common.schemas.jobs import JobSpec
 
 DEFAULT_MAX_LENGTH = 1024
+_UNCUT = 1 << 40
 T = TypeVar("T")
 
 
@@ -29,7 +30,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Options:
-    """Every hyperparameter with its final value. Batch sizes are in rows, lengths in tokens."""
+    """Every hyperparameter with its final value. Batch sizes are in rows, lengths in tokens.
+
+    `checkpointing`: every how many layers activations are recomputed, 0 for none. `packing`: bfd, wrapped or None.
+    """
 
     num_train_epochs: float
     max_steps: int
@@ -40,14 +44,18 @@ class Options:
     save_steps: int
     eval_steps: int
     logging_steps: int
-    warmup_ratio: float
+    warmup: int | float
     lr_scheduler_type: str
     weight_decay: float
     max_grad_norm: float
     optim: str
-    gradient_checkpointing: bool
+    adam_beta1: float
+    adam_beta2: float
+    adam_epsilon: float
+    neftune_noise_alpha: float
+    checkpointing: int
     group_by_length: bool
-    packing: bool
+    packing: str | None
     total_steps: int
     choices: tuple[Choice, ...] = ()
 
@@ -85,6 +93,11 @@ def resolve_max_length(values: Hyperparameters, context: int | None) -> int:
     return values.max_length
 
 
+def row_limit(values: Hyperparameters, max_length: int) -> int:
+    """Return the tokens after which a training row is cut: wrapped packing cuts rows itself, and loses nothing."""
+    return _UNCUT if values.packing == "wrapped" else max_length
+
+
 def settle(
     job: JobSpec, *, num_rows: int, max_length: int, cuda: bool, shrink: int = 0, num_packed: int | None = None
 ) -> Options:
@@ -98,13 +111,14 @@ def settle(
     """
     resolver = _Resolver(job.hyperparameters)
     pick = resolver.pick
-    packing = pick("packing", False)
+    asked_packing = pick("packing", False)
+    packing = "bfd" if asked_packing is True else asked_packing or None
     sequences = num_packed if packing and num_packed is not None else num_rows
     micro, accumulation = pick("per_device_train_batch_size", 4), pick("gradient_accumulation_steps", 4)
     epochs = pick("num_train_epochs", _auto_epochs(num_rows))
     max_steps = pick("max_steps", -1)
     steps = _total_steps(sequences, micro, accumulation, epochs, max_steps)
-    checkpointing = pick("gradient_checkpointing", cuda)
+    checkpointing = int(pick("gradient_checkpointing", cuda))
     micro_batch, accumulated, checkpointed = shrunk(micro, accumulation, checkpointing, shrink)
     if job.hyperparameters.max_length == "auto":
         resolver.chosen["max_length"] = max_length
@@ -118,13 +132,17 @@ def settle(
         save_steps=pick("save_steps", min(max(steps // 10, 20), 500)),
         eval_steps=pick("eval_steps", min(max(steps // 10, 10), 500)),
         logging_steps=pick("logging_steps", 1 if steps < 50 else 10),
-        warmup_ratio=pick("warmup_ratio", 0.03),
+        warmup=pick("warmup_steps", 0) or pick("warmup_ratio", 0.03),
         lr_scheduler_type=pick("lr_scheduler_type", "linear"),
         weight_decay=pick("weight_decay", 0.0),
         max_grad_norm=pick("max_grad_norm", 1.0),
         optim=pick("optim", "adamw_torch_fused"),
-        gradient_checkpointing=checkpointed,
-        group_by_length=pick("group_by_length", not packing),
+        adam_beta1=pick("adam_beta1", 0.9),
+        adam_beta2=pick("adam_beta2", 0.999),
+        adam_epsilon=pick("adam_epsilon", 1e-8),
+        neftune_noise_alpha=pick("neftune_noise_alpha", 5.0),
+        checkpointing=checkpointed,
+        group_by_length=pick("group_by_length", packing is None),
         packing=packing,
         total_steps=steps,
     )
@@ -147,16 +165,16 @@ def _total_steps(sequences: int, micro: int, accumulation: int, epochs: float, m
     return math.ceil(epochs * per_epoch)
 
 
-def shrunk(micro: int, accumulation: int, checkpointing: bool, shrink: int) -> tuple[int, int, bool]:
+def shrunk(micro: int, accumulation: int, checkpointing: int, shrink: int) -> tuple[int, int, int]:
     """Return (micro-batch, accumulation, checkpointing) after `shrink` steps down the out-of-memory ladder.
 
     The micro-batch is halved while that is possible, at the same number of rows per optimizer step; a step that finds
-    nothing to halve turns checkpointing on.
+    nothing to halve turns checkpointing on for every layer.
     """
     effective = micro * accumulation
     for _ in range(shrink):
         if micro == 1:
-            checkpointing = True
+            checkpointing = 1
         else:
             micro = next(size for size in range(micro // 2, 0, -1) if effective % size == 0)
     return micro, effective // micro, checkpointing
@@ -169,12 +187,17 @@ def _auto_choices(chosen: dict[str, Any]) -> list[Choice]:
     return [Choice("auto.resolved", f"chosen for you: {listed}", chosen)]
 
 
-def _shrink_choice(shrink: int, old: int, old_steps: int, new: int, new_steps: int, checkpointing: bool) -> Choice:
+def _shrink_choice(shrink: int, old: int, old_steps: int, new: int, new_steps: int, checkpointing: int) -> Choice:
     return Choice(
         "memory.shrunk",
         f"out of memory before, so step {shrink} of the ladder: micro-batch {old} → {new}, accumulation {old_steps} → "
         f"{new_steps} (the effective batch stays {new * new_steps}), gradient checkpointing "
         f"{'on' if checkpointing else 'off'}",
-        {"shrink": shrink, "micro_batch": new, "accumulation": new_steps, "gradient_checkpointing": checkpointing},
+        {
+            "shrink": shrink,
+            "micro_batch": new,
+            "accumulation": new_steps,
+            "gradient_checkpointing": bool(checkpointing),
+        },
         "warning",
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -28,8 +26,8 @@ def choose_precision(job: JobSpec, device: torch.device) -> Precision:
     taken, reason = _supported(asked, device)
     choices: tuple[Choice, ...] = ()
     if taken != asked:
-        message = f"compute dtype {_name(asked)} → {_name(taken)}: {reason}"
-        choices = (Choice("option.replaced", message, {"asked": _name(asked), "taken": _name(taken)}),)
+        message = f"compute dtype {dtype_name(asked)} → {dtype_name(taken)}: {reason}"
+        choices = (Choice("option.replaced", message, {"asked": dtype_name(asked), "taken": dtype_name(taken)}),)
     # QLoRA trains its adapters in bf16, as the paper does. fp16 gradients need fp32 weights under the loss scaler, and
     # a 16-bit base leaves room for fp32 adapters.
     narrow = job.method == "qlora" and taken == torch.bfloat16
@@ -59,7 +57,8 @@ def cpu_has_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported()) if hasattr(torch.cpu, "_is_avx512_bf16_supported") else False
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype as a job has it: `bfloat16`."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -68,26 +67,3 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
-
-
-def precision_report(model: torch.nn.Module, precision: Precision) -> dict[str, Any]:
-    """Return how many parameters and bytes are held in which format; 4-bit weights count unpacked."""
-    parameters: Counter[str] = Counter()
-    size: Counter[str] = Counter()
-    for parameter in model.parameters():
-        kind, count = _kind(parameter)
-        parameters[kind] += count
-        size[kind] += parameter.numel() * parameter.element_size()
-    return {
-        "compute_dtype": _name(precision.compute),
-        "adapter_dtype": _name(precision.adapter),
-        "parameters": dict(parameters),
-        "bytes": dict(size),
-    }
-
-
-def _kind(parameter: torch.nn.Parameter) -> tuple[str, int]:
-    state = getattr(parameter, "quant_state", None)
-    if state is None:
-        return _name(parameter.dtype), parameter.numel()
-    return str(state.quant_type), int(torch.Size(state.shape).numel())

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from trl import SFTTrainer
 
 from worker.ml.order import EpochOrder
@@ -80,6 +81,13 @@ class Counters:
     def as_dict(self) -> dict[str, Any]:
         """Return the values as JSON."""
         return asdict(self)
+
+
+def checkpointed_layers(model: torch.nn.Module) -> int:
+    """Return the number of layers that recompute their activations."""
+    return sum(
+        isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing for module in model.modules()
+    )
 
 
 class Trainer(SFTTrainer):

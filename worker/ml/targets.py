@@ -53,6 +53,23 @@ def check_lora(lora: Lora, modules: Modules) -> None:
         )
 
 
+def check_held_in_4_bit(lora: Lora, modules: Modules) -> None:
+    """Raise InvalidInput if a module to be trained as a whole is, or has in it, a linear layer: those are in 4 bit."""
+    for name in sorted(find_to_save(lora.modules_to_save or [], modules)):
+        if any(linear == name or linear.startswith(f"{name}.") for linear in modules.linear):
+            raise held_in_4_bit(name)
+
+
+def held_in_4_bit(name: str) -> InvalidInput:
+    """Return the error that a module cannot be trained as a whole."""
+    return InvalidInput(
+        f"{_TO_SAVE}: {name!r} is held in 4 bit and cannot be trained as a whole",
+        code="bad_modules_to_save",
+        param=_TO_SAVE,
+        hint='name it in lora.target_modules, or use method "lora"',
+    )
+
+
 def find_targets(targets: list[str] | str, modules: Modules) -> set[str]:
     """Return the full names that `lora.target_modules` matches.
 

@@ -17,17 +17,17 @@ from worker.data.limits import Limits
 from worker.data.source import Problems, Source
 from worker.ml.base_check import BaseFacts, base_check
 from worker.ml.base_files import bad
-from worker.ml.options import resolve_max_length, settle
+from worker.ml.module_names import known_modules
+from worker.ml.options import resolve_max_length, row_limit, settle
+from worker.ml.targets import check_held_in_4_bit, check_lora
 from worker.trainer.entry import claim_stdout, parse_job
 from worker.trainer.faults import classify
 from worker.trainer.lifeline import die_with_parent
 from worker.trainer.protocol import DONE, Message, Result, Stage, TrainSpec
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from worker.ml.census import Census
-    from worker.ml.plan import Asked
+    from worker.ml.render import Renderer
 
 
 def check(folder: Path, spec: TrainSpec) -> dict[str, Any]:
@@ -36,45 +36,64 @@ def check(folder: Path, spec: TrainSpec) -> dict[str, Any]:
     Raises:
         InvalidInput: what is wrong, with every bad row in its message (the first in full, the rest counted).
     """
-    from worker.ml.probe import probe_config, probe_targets, probe_template
+    from worker.ml.census import Census
+    from worker.ml.probe import probe_config, probe_template
+    from worker.ml.render import Renderer
     from worker.ml.template import choose_template
     from worker.ml.tokenizer import load_tokenizer
 
     job = parse_job(spec)
     facts = base_check(Path(spec.base.path), weights=False)
     max_length = resolve_max_length(job.hyperparameters, facts.context)
-    if job.lora is not None:
-        probe_targets(job.lora.target_modules)
+    _check_adapter(job, facts)
     probe_config(Path(spec.base.path))
     tokenizer = load_tokenizer(Path(spec.base.path))
     templates = [choice.name for choice in choose_template(tokenizer, job.chat_template)]
     probe_template(tokenizer, asked=job.chat_template is not None)
-    limits, loss = Limits(**spec.limits), job.hyperparameters.loss
-    report = _count(Source(folder / spec.train_file, limits), tokenizer, max_length, loss, facts).report()
+    _check_vocabulary(facts, int(tokenizer.pad_token_id or 0))
+    limits, asked = Limits(**spec.limits), job.hyperparameters
+    renderer = Renderer(tokenizer, row_limit(asked, max_length), asked.loss)
+    report = _count(Source(folder / spec.train_file, limits), renderer, Census(max_length), facts)
     if spec.validation_file:
         held_out = Source(folder / spec.validation_file, limits, "validation_dataset")
-        report["validation"] = _count(held_out, tokenizer, max_length, loss, facts).report()
+        renderer = Renderer(tokenizer, max_length, asked.loss)
+        report["validation"] = _count(held_out, renderer, Census(max_length), facts)
     plain = "template.defaulted" in templates
     report |= {"architecture": facts.architecture, "context": facts.context, "plain_chat_template": plain}
     return report | _estimate(job, report)
 
 
-def _count(
-    source: Source, tokenizer: PreTrainedTokenizerBase, max_length: int, loss: Asked, facts: BaseFacts
-) -> Census:
+def _check_adapter(job: JobSpec, facts: BaseFacts) -> None:
+    """Find what the job names in the table of its architecture, so that a wrong name costs no GPU."""
+    from worker.ml.probe import probe_targets
+
+    if job.lora is None:
+        return
+    probe_targets(job.lora.target_modules)
+    if facts.num_layers is None:
+        return
+    modules = known_modules(facts.architecture, facts.num_layers)
+    check_lora(job.lora, modules)
+    if job.method == "qlora" and not facts.quantized:
+        check_held_in_4_bit(job.lora, modules)
+
+
+def _count(source: Source, renderer: Renderer, census: Census, facts: BaseFacts) -> dict[str, Any]:
     from worker.ml.data import tokenize_rows
 
-    problems = Problems()
-    census, examples = tokenize_rows(source, tokenizer, max_length, loss, problems)
-    highest = int(tokenizer.pad_token_id or 0)
-    for example in examples:
+    problems, highest = Problems(), 0
+    for example in tokenize_rows(source, renderer, census, problems):
         highest = max(highest, *example.input_ids)
     problems.raise_any()
+    _check_vocabulary(facts, highest)
+    census.require_something(source.param)
+    return census.report()
+
+
+def _check_vocabulary(facts: BaseFacts, highest: int) -> None:
     if facts.vocab_size is not None and highest >= facts.vocab_size:
         # On a card this is a fault of the device, which would be blamed.
         raise bad(f"its tokenizer makes the token {highest:,}, but config.json sets vocab_size to {facts.vocab_size:,}")
-    census.require_something(source.param)
-    return census
 
 
 def _estimate(job: JobSpec, report: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def export(run: Run) -> None:
     reports = run.out / "reports"
     reports.mkdir(exist_ok=True)
     _write(reports / "metrics.json", run.metrics)
-    _write(reports / "precision.json", run.report["precision"])
+    _write(reports / "precision.json", run.held.model_dump(by_alias=True))
     _write(reports / "report.json", run.report)
 
 

@@ -15,8 +15,9 @@ from worker.ml.arguments import choose_optimizer
 from worker.ml.base import load_base
 from worker.ml.base_check import BaseFacts, base_check
 from worker.ml.checkpoint import config_hash, verify
+from worker.ml.module_report import precision_report
 from worker.ml.packing import require_isolation
-from worker.ml.precision import choose_precision, pick_device, precision_report
+from worker.ml.precision import choose_precision, pick_device
 from worker.ml.sft import Counters
 from worker.trainer.protocol import Note
 from worker.trainer.rows import prepare_rows
@@ -90,13 +91,13 @@ def _prepare_model(run: Run, facts: BaseFacts) -> None:
         require_isolation(base.model, first, second)
     set_seed(run.job.seed)
     run.model = base.model if run.job.lora is None else _adapted(run, base.model, run.job.lora)
+    run.held = precision_report(run.model, run.precision, base.unquantized, base.footprint)
     run.report |= {
         "trainable_parameters": trainable_count(run.model),
-        "precision": precision_report(run.model, run.precision) | {"left_in_16_bit": base.unquantized},
+        "total_parameters": sum(run.held.parameters.values()),
+        "precision": run.held.model_dump(exclude={"modules"}),
         "optim": run.optim,
     }
-    total = sum(run.report["precision"]["parameters"].values())
-    run.report["total_parameters"] = total
 
 
 def _adapted(run: Run, base: PreTrainedModel, lora: Lora) -> PeftModel:

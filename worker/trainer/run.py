@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.schemas.jobs import JobSpec
+from common.schemas.precision import PrecisionRead
 from worker.data.limits import Limits
 from worker.data.source import Source
 from worker.trainer.lifeline import Wishes
@@ -50,6 +51,7 @@ class Run:
     eval_rows: Dataset | None = field(init=False, default=None)
     model: PeftModel | PreTrainedModel = field(init=False)
     initial: Factors | None = field(init=False, default=None)
+    held: PrecisionRead = field(init=False)
     resumed: Manifest | None = field(init=False, default=None)
     counters: Counters = field(init=False)
     trainer: Trainer = field(init=False)

@@ -9,7 +9,7 @@ from worker.ml.arguments import sft_config
 from worker.ml.data import sequence_lengths
 from worker.ml.memory import peak_bytes, reset_peak
 from worker.ml.order import EpochOrder
-from worker.ml.sft import Trainer
+from worker.ml.sft import Trainer, checkpointed_layers
 from worker.trainer.faults import Drained
 from worker.trainer.reporting import Reporter
 from worker.trainer.run import Run
@@ -78,4 +78,5 @@ def _summarize(run: Run) -> None:
         "train_s": round(counters.train_s, 3),
         "tokens_per_s": round(counters.tokens / counters.train_s, 3) if counters.train_s else None,
         "peak_memory_bytes": peak_bytes(run.device),
+        "checkpointed_layers": checkpointed_layers(run.model),
     }

@@ -55,7 +55,7 @@ def test_several_are_put_together_and_the_last_wins():
         ("learning_rate=fast", "a valid number or input should be 'auto'", "0.0002"),
         ("max_steps=1e3", "a valid integer", "-1"),
         ("r=0", "greater than or equal to 1", "16"),
-        ("packing=1", "a valid boolean", "false"),
+        ("packing=1", "a valid boolean or input should be 'bfd'", "false"),
         ("optim=sgd", "'paged_adamw_8bit'", "paged_adamw_8bit"),
         ("learning_rate=NaN", "", "0.0002"),
     ],

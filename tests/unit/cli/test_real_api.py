@@ -216,9 +216,8 @@ def test_the_client(client: Tunery):
 
 
 def test_a_quota_that_the_operator_set(client: Tunery, tunery):
-    shown = json.loads(
-        tunery("-o", "json", "admin", "quota", "acme", "--max-queued", "1", "--max-gpu-hours", "2.5").stdout
-    )
+    limits = ("--max-queued", "1", "--max-gpu-hours", "2.5")
+    shown = json.loads(tunery("-o", "json", "admin", "quota", "acme", *limits).stdout)
     assert (shown["max_queued"], shown["max_gpu_hours"], shown["max_running"]) == (1, 2.5, None)
     key = client.keys.create("k", tenant="acme").key
     with Tunery(client.address.url, key) as acme:

@@ -143,7 +143,11 @@ def test_a_job_knows_the_way_back(peer: Peer, client: Tunery):
     peer.on("DELETE", "/jobs/job_1", raw(b"", 204))
     made = {"attempt": 1, "bytes": 9, "manifest_sha256": "0" * 64, "created_at": "2026-11-01T10:00:00Z"}
     peer.on("GET", "/jobs/job_1/checkpoints", says({"data": [made | {"step": 20}, made | {"step": 10}]}))
+    line = {"name": "lm_head", "class": "Linear", "dtype": "bfloat16", "bits": 16, "parameters": 4, "trained": 0}
+    report = {"compute_dtype": "bfloat16", "adapter_dtype": "bfloat16", "parameters": {}, "bytes": {}}
+    peer.on("GET", "/jobs/job_1/precision", says(report | {"modules": [line | {"status": "frozen"}]}))
     job = client.jobs.get("job_1")
+    assert [(module.kind, module.status) for module in job.precision().modules] == [("Linear", "frozen")]
     assert [checkpoint.step for checkpoint in job.checkpoints()] == [20, 10]
     assert job.refresh().status == "succeeded"
     assert [event.id for event in job.events()] == [1, 2]

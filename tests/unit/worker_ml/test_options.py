@@ -7,7 +7,7 @@ import pytest
 from common.errors import InvalidInput
 from common.schemas.hyperparameters import Hyperparameters
 from common.schemas.jobs import JobSpec
-from worker.ml.options import Options, resolve_max_length, settle, shrunk
+from worker.ml.options import Options, resolve_max_length, row_limit, settle, shrunk
 
 
 def options(num_rows: int = 1000, *, shrink: int = 0, num_packed: int | None = None, **hyperparameters) -> Options:
@@ -45,17 +45,45 @@ def test_packing_counts_sequences():
 @pytest.mark.parametrize(
     ("before", "shrink", "after"),
     [
-        ((4, 4, False), 0, (4, 4, False)),
-        ((4, 4, False), 1, (2, 8, False)),
-        ((4, 4, False), 2, (1, 16, False)),
-        ((4, 4, False), 3, (1, 16, True)),
-        ((3, 2, False), 1, (1, 6, False)),
-        ((1, 16, True), 3, (1, 16, True)),
-        ((7, 1, False), 1, (1, 7, False)),
+        ((4, 4, 0), 0, (4, 4, 0)),
+        ((4, 4, 0), 1, (2, 8, 0)),
+        ((4, 4, 3), 2, (1, 16, 3)),
+        ((4, 4, 0), 3, (1, 16, 1)),
+        ((4, 4, 3), 3, (1, 16, 1)),
+        ((3, 2, 0), 1, (1, 6, 0)),
+        ((1, 16, 1), 3, (1, 16, 1)),
+        ((7, 1, 0), 1, (1, 7, 0)),
     ],
 )
-def test_the_ladder(before: tuple[int, int, bool], shrink: int, after: tuple[int, int, bool]):
+def test_the_ladder(before: tuple[int, int, int], shrink: int, after: tuple[int, int, int]):
     assert shrunk(*before, shrink) == after
+
+
+def test_words_for_packing_and_checkpointing():
+    assert [options(packing=asked).packing for asked in (False, True, "bfd", "wrapped", "auto")] == [
+        None,
+        "bfd",
+        "bfd",
+        "wrapped",
+        None,
+    ]
+    assert [options(gradient_checkpointing=asked).checkpointing for asked in (False, True, 1, 3, "auto")] == [
+        0,
+        1,
+        1,
+        3,
+        1,
+    ]
+    assert row_limit(Hyperparameters(packing="wrapped"), 128) > 10**9
+    assert row_limit(Hyperparameters(packing=True), 128) == 128
+
+
+def test_warm_up_is_given_once():
+    assert options(warmup_ratio=0.1).warmup == 0.1
+    assert options(warmup_steps=10, warmup_ratio="auto").warmup == 10
+    assert options(warmup_steps="auto", warmup_ratio="auto").warmup == 0.03
+    with pytest.raises(ValueError, match="warmup_steps: warmup_ratio says"):
+        Hyperparameters(warmup_steps=10, warmup_ratio=0.1)
 
 
 def test_what_was_chosen_is_said():

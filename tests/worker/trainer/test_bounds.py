@@ -15,6 +15,8 @@ from worker.ml.precision import Precision
 
 FIELDS = [field for field in bounds.fields() if field.path[0] in ("hyperparameters", "seed")]
 
+PLAIN = Precision(torch.float32, torch.float32, torch.float32)
+
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
 def test_extremes_are_arguments(tmp_path: Path, field: bounds.Field):
@@ -29,7 +31,7 @@ def test_extremes_are_arguments(tmp_path: Path, field: bounds.Field):
             assert options.total_steps >= 1 and options.micro_batch >= 1 and options.accumulation >= 1
             cpu = torch.device("cpu")
             made = sft_config(
-                options, Precision(torch.float32, torch.float32), cpu, optim=choose_optimizer(options.optim, cpu)[0],
-                folder=tmp_path, seed=job.seed, evaluated=True,
+                options, PLAIN, cpu, optim=choose_optimizer(options.optim, cpu)[0], folder=tmp_path, seed=job.seed,
+                evaluated=True,
             )  # fmt: skip
             assert made.per_device_train_batch_size == options.micro_batch

@@ -53,6 +53,28 @@ def test_the_learning_rate_follows_schedule_and_warmup(go: Go, schedule: str, wa
     assert rates == pytest.approx([1e-3 * share for share in expected])
 
 
+def test_warm_up_may_be_given_in_steps(go: Go):
+    made = go(max_steps=4, learning_rate=1e-3, lr_scheduler_type="constant_with_warmup", warmup_steps=3)
+    rates = [values["learning_rate"] for values in made.metrics()]
+    assert rates == pytest.approx([0.0, 1e-3 / 3, 2e-3 / 3, 1e-3])
+
+
+def test_the_constants_of_adam_are_honoured(go: Go):
+    plain = go()
+    # Without a memory of earlier gradients each step goes its own way; a large epsilon makes every step small.
+    assert go(adam_beta1=0.0).adapter_bytes() != plain.adapter_bytes()
+    assert go(adam_beta2=0.5).adapter_bytes() != plain.adapter_bytes()
+    assert change(go(adam_epsilon=1.0)) < change(plain) / 5
+
+
+def test_neftune_disturbs_training_and_no_evaluation(go: Go):
+    options = {"validation": tiny.chat_rows(4), "eval_steps": 1, "learning_rate": 1e-12, "lora": {"lora_dropout": 0.0}}
+    plain, noisy, noisier = (go(neftune_noise_alpha=alpha, **options) for alpha in (0.0, 5.0, 50.0))
+    assert noisy.losses != plain.losses and noisier.losses != noisy.losses
+    evaluated = [[values["loss"] for values in made.metrics("eval")] for made in (plain, noisy)]
+    assert evaluated[0] == pytest.approx(evaluated[1], abs=1e-6)
+
+
 def test_weight_decay_shrinks_the_weights(go: Go):
     options = {"method": "lora", "learning_rate": 0.1, "lr_scheduler_type": "constant", "max_grad_norm": 1e-9}
     plain, decayed = (go(weight_decay=decay, **options).weights() for decay in (0.0, 0.5))
@@ -87,8 +109,8 @@ def test_the_memory_ladder_keeps_the_effective_batch(go: Go):
     assert halved.losses == pytest.approx(plain.losses, abs=1e-5)
     assert checkpointed.losses == pytest.approx(plain.losses, abs=1e-5)
     assert halved.run and (halved.run.options.micro_batch, halved.run.options.accumulation) == (1, 4)
-    assert not halved.run.options.gradient_checkpointing
-    assert checkpointed.run and checkpointed.run.options.gradient_checkpointing
+    assert not halved.run.options.checkpointing
+    assert checkpointed.run and checkpointed.run.options.checkpointing
     assert "micro-batch 2 → 1, accumulation 2 → 4" in halved.notes("memory.shrunk")[0].message
     assert not plain.notes("memory.shrunk")
 
@@ -121,6 +143,30 @@ def test_packed_rows_do_not_see_each_other(go: Go):
     assert packed.run and len(packed.run.train_rows) == 2
     assert packed.losses == pytest.approx(rows.losses, abs=1e-5)
     assert packed.result["tokens_trained"] == rows.result["tokens_trained"] == 264
+
+
+def test_wrapped_rows_are_one_thread_that_is_cut(go: Go):
+    options = {"gradient_accumulation_steps": 1, "max_steps": 1, "quantization": FLOAT32, "lora": {"lora_dropout": 0.0}}
+    wrapped = go(packing="wrapped", max_length=48, **options)
+    assert wrapped.run
+    lengths = [len(row) for row in wrapped.run.train_rows["input_ids"]]
+    # 264 tokens, none of them lost, though rows are longer than that: the last sequence is what is left.
+    assert lengths == [48] * 5 + [24] and wrapped.result["data"]["rows_cut"] == 0
+    assert wrapped.result["data"]["max_length"] == 48
+    assert go(packing="wrapped", max_length=8, **options).result["data"]["rows_dropped"] == 0
+    # In an order drawn from the seed, so that neighbours in the file are none in the thread.
+    other = go(packing="wrapped", max_length=48, seed=7, **options)
+    assert other.run and other.run.train_rows["input_ids"][0] != wrapped.run.train_rows["input_ids"][0]
+
+
+def test_wrapped_rows_see_each_other(go: Go):
+    options = {"gradient_accumulation_steps": 1, "max_steps": 1, "quantization": FLOAT32, "lora": {"lora_dropout": 0.0}}
+    apart = go(packing="bfd", max_length=256, per_device_train_batch_size=2, **options)
+    joined = go(packing="wrapped", max_length=256, per_device_train_batch_size=2, **options)
+    assert apart.result["tokens_trained"] == joined.result["tokens_trained"] == 264
+    assert abs(apart.losses[0] - joined.losses[0]) > 1e-3
+    same = go(packing=True, max_length=256, per_device_train_batch_size=2, **options)
+    assert same.adapter_bytes() == apart.adapter_bytes()
 
 
 def test_max_length_cuts_and_says_so(go: Go):
@@ -214,33 +260,52 @@ def test_the_compute_dtype_is_honoured(go: Go):
 
 
 @pytest.mark.parametrize(
-    ("asked", "replaced"),
+    ("asked", "taken", "kind", "bits"),
     [
-        ("paged_adamw_8bit", True),
-        ("paged_adamw_32bit", True),
-        ("adamw_8bit", False),
-        ("adamw_torch", False),
-        ("adamw_torch_fused", False),
+        ("paged_adamw_8bit", "adamw_torch_fused", "AdamW", None),
+        ("paged_adamw_32bit", "adamw_torch_fused", "AdamW", None),
+        ("adamw_8bit", "adamw_8bit", "AdamW", 8),
+        ("adamw_torch", "adamw_torch", "AdamW", None),
+        ("adamw_torch_fused", "adamw_torch_fused", "AdamW", None),
+        ("ademamix_8bit", "ademamix_8bit", "AdEMAMix", 8),
+        ("lion_8bit", "lion_8bit", "Lion", 8),
+        ("lion_32bit", "lion_32bit", "Lion", 32),
+        ("paged_lion_8bit", "lion_32bit", "Lion", 32),
     ],
 )
-def test_the_optimizer_is_the_asked_one_or_named(go: Go, asked: str, replaced: bool):
+def test_the_optimizer_is_the_asked_one_or_named(go: Go, asked: str, taken: str, kind: str, bits: int | None):
     made = go(max_steps=1, optim=asked)
     assert made.run and made.run.trainer.optimizer is not None
     optimizer = made.run.trainer.optimizer.optimizer
-    assert type(optimizer).__name__ == "AdamW"
-    bits = optimizer.args.optim_bits if type(optimizer).__module__.startswith("bitsandbytes") else 32
-    assert bits == (8 if asked == "adamw_8bit" else 32)
-    assert bool(optimizer.defaults.get("fused")) == (asked not in ("adamw_torch", "adamw_8bit"))
+    assert type(optimizer).__name__ == kind
+    assert (optimizer.args.optim_bits if type(optimizer).__module__.startswith("bitsandbytes") else None) == bits
+    assert bool(optimizer.defaults.get("fused")) == (taken == "adamw_torch_fused")
     notes = [note for note in made.notes("option.replaced") if note.message.startswith("optim")]
-    assert bool(notes) == replaced
-    if replaced:
-        assert notes[0].data == {"asked": asked, "taken": "adamw_torch_fused"}
+    assert [note.data for note in notes] == ([{"asked": asked, "taken": taken}] if taken != asked else [])
 
 
-def test_checkpointing_changes_memory_and_not_the_numbers(go: Go):
-    on, off = (go(gradient_checkpointing=flag) for flag in (True, False))
-    assert on.run and on.run.trainer.args.gradient_checkpointing and not off.run.trainer.args.gradient_checkpointing
-    assert on.losses == off.losses
+def test_checkpointing_changes_memory_and_not_the_numbers(go: Go, tmp_path: Path):
+    deep = tiny.build_base(tmp_path / "deep", num_hidden_layers=6)
+    runs = [go(base=deep, gradient_checkpointing=every) for every in (False, 3, 2, True)]
+    assert len({tuple(made.losses) for made in runs}) == 1
+    kept = [kept_bytes(made) for made in runs]
+    assert kept[0] > kept[1] > kept[2] > kept[3]
+    assert [made.result["checkpointed_layers"] for made in runs] == [0, 2, 3, 6]
+
+
+def kept_bytes(made: Attempt) -> int:
+    """Return what one forward in training keeps for its backward."""
+    assert made.run
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        sizes[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    made.run.model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        made.run.model(input_ids=torch.arange(60)[None], use_cache=False)
+    return sum(sizes.values())
 
 
 def test_the_loss_is_on_what_was_asked(go: Go):
@@ -290,10 +355,15 @@ def test_everything_may_be_auto(go: Go):
         "eval_steps",
         "logging_steps",
         "warmup_ratio",
+        "warmup_steps",
         "lr_scheduler_type",
         "weight_decay",
         "max_grad_norm",
         "optim",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "neftune_noise_alpha",
         "gradient_checkpointing",
         "group_by_length",
         "packing",

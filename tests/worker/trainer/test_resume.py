@@ -22,6 +22,11 @@ CASES: dict[str, dict[str, Any]] = {
     "packing": {"packing": True, "max_length": 32, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1},
     "8bit": {"optim": "adamw_8bit", "lora": {"r": 64, "target_modules": "all-linear"}},
     "checkpointing_cosine": {"gradient_checkpointing": True, "lr_scheduler_type": "cosine", "warmup_ratio": 0.3},
+    "wrapped": {"packing": "wrapped", "max_length": 32, "gradient_accumulation_steps": 1},
+    "neftune": {"neftune_noise_alpha": 5.0, "lora": {"lora_dropout": 0.1}, "warmup_steps": 2},
+    "lion": {"optim": "lion_8bit", "lora": {"r": 64, "target_modules": "all-linear"}},
+    "ademamix": {"optim": "ademamix_8bit", "lora": {"r": 64, "target_modules": "all-linear"}},
+    "every_second_layer": {"gradient_checkpointing": 2, "lora": {"lora_dropout": 0.2}},
     "validated": {"validation": tiny.chat_rows(3), "eval_steps": 2, "lora": {"lora_dropout": 0.2}},
 }
 

@@ -1,0 +1,50 @@
+"""Taking a job: what every way of asking for one does before and around `lifecycle.submit`."""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session
+
+from common import base_models, datasets, uris
+from common.errors import InvalidInput, NotFound
+from common.jobs import idempotency, lifecycle
+from common.keys import Caller
+from common.schemas.jobs import JobSpec
+from common.settings import Settings
+
+
+def submit(
+    session: Session, settings: Settings, who: Caller, spec: JobSpec, idempotency_key: str | None = None
+) -> tuple[str, bool]:
+    """Submit a job unless this create was answered before; return the job's id and whether it is new.
+
+    Raises:
+        InvalidInput: the base model or a dataset is not there, or may not be read.
+        WrongState: the idempotency key made a job from another body.
+    """
+    create = idempotency.Create(who, spec, idempotency_key, settings.repeat_window_s)
+    # Before the checks: what the first call named may be gone by now.
+    first = idempotency.answered(session, create)
+    if first is not None:
+        return first, False
+    base_models.check(spec.model, settings)
+    for param, uri in (("dataset", spec.dataset), ("validation_dataset", spec.validation_dataset)):
+        if uri is not None:
+            _check_dataset(session, settings, who.tenant, uri, param)
+    job_id = lifecycle.submit(session, who.tenant, spec)
+    idempotency.remember(session, create, job_id)
+    return job_id, True
+
+
+def _check_dataset(session: Session, settings: Settings, tenant: str, uri: str, param: str) -> None:
+    parsed = uris.parse(uri, settings, param)
+    if parsed.scheme != "dataset":
+        return
+    try:
+        datasets.keep(session, tenant, parsed.place)
+    except NotFound as error:
+        raise InvalidInput(
+            f"{param}: there is no dataset {parsed.place}",
+            param=param,
+            code="dataset_not_found",
+            hint="GET /datasets lists the uploads; POST /datasets makes one.",
+        ) from error
