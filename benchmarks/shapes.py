@@ -53,6 +53,9 @@ def build(folder: Path, shape: str, *, seed: int = 0, device: str = "cuda") -> P
         model = LlamaForCausalLM(config)
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder)
+    # What is measured next has the card to itself.
+    del model
+    torch.cuda.empty_cache()
     (folder / "tunery.json").write_text(json.dumps({"id": f"benchmark/{shape}", "revision": f"random-{seed}"}))
     return folder
 
