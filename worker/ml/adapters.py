@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from common.errors import InvalidInput
 from common.schemas.lora import Lora
-from worker.ml.targets import Modules, check_lora, find_to_save, held_in_4_bit
+from worker.ml.targets import Modules, check_lora, find_targets, find_to_save, held_in_4_bit
 
 WEIGHTS = "adapter_model.safetensors"
 _PARAM = "lora.target_modules"
@@ -24,8 +24,11 @@ _FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 Factors = dict[str, torch.Tensor]
 
 
-def attach(base: PreTrainedModel, lora: Lora) -> PeftModel:
+def attach(base: PreTrainedModel, lora: Lora, *, ends: bool = False) -> PeftModel:
     """Return `base` with LoRA adapters on the target modules; only what `lora` names is trainable.
+
+    Args:
+        ends: train embedding and head as a whole too, because they have new rows.
 
     Raises:
         InvalidInput: something that is named does not exist, or cannot be trained in the way asked for.
@@ -33,7 +36,9 @@ def attach(base: PreTrainedModel, lora: Lora) -> PeftModel:
     modules = modules_of(base)
     check_lora(lora, modules)
     _check_init(base, lora)
-    to_save = sorted(find_to_save(lora.modules_to_save or [], modules))
+    to_save = sorted(
+        find_to_save(lora.modules_to_save or [], modules) | (_ends(base, lora, modules) if ends else set())
+    )
     _check_to_save(base, to_save)
     # peft's annotation knows whole numbers only, and so do some readers of the file.
     alpha: Any = int(lora.lora_alpha) if lora.lora_alpha.is_integer() else lora.lora_alpha
@@ -93,6 +98,19 @@ def _check_to_save(base: PreTrainedModel, names: list[str]) -> None:
     for name in names:
         if any(getattr(parameter, "quant_state", None) for parameter in base.get_submodule(name).parameters()):
             raise held_in_4_bit(name)
+
+
+def _ends(base: PreTrainedModel, lora: Lora, modules: Modules) -> set[str]:
+    wanted = (base.get_input_embeddings(), base.get_output_embeddings())
+    names = {name for name, module in base.named_modules() if any(module is end for end in wanted)}
+    if names & find_targets(lora.target_modules, modules):
+        raise InvalidInput(
+            f"{_PARAM}: the vocabulary grows, so that the embedding is trained as a whole and carries no adapter",
+            code="bad_target_modules",
+            param=_PARAM,
+            hint="leave the embedding out",
+        )
+    return names
 
 
 def _is_tied(base: PreTrainedModel, to_save: list[str]) -> bool:

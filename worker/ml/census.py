@@ -19,7 +19,7 @@ _LOSS_WORDS = {
 
 @dataclass
 class Census:
-    """Sums over the examples of one file. Lengths are in tokens, after the cut to `max_length`."""
+    """Sums over the examples of one file. Lengths are in tokens, after the cut; `highest` is the highest token."""
 
     max_length: int
     rows: int = 0
@@ -29,6 +29,7 @@ class Census:
     cut_rows: int = 0
     cut_tokens: int = 0
     longest: int = 0
+    highest: int = 0
     losses: Counter[str] = field(default_factory=Counter)
     lengths: Counter[int] = field(default_factory=Counter)
 
@@ -38,6 +39,7 @@ class Census:
         self.cut_rows += example.num_cut > 0
         self.cut_tokens += example.num_cut
         self.longest = max(self.longest, length + example.num_cut)
+        self.highest = max(self.highest, *example.input_ids)
         if not trained:
             self.dropped += 1
             return False

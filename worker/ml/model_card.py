@@ -22,10 +22,14 @@ tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")"""
 def model_card(base_id: str, revision: str | None, job: JobSpec, report: dict[str, Any]) -> str:
     """Return the model card in Markdown, with the metadata that the hub reads. No time and no path in it."""
     pinned = f', revision="{revision}"' if revision else ""
-    rows = "\n".join(f"| {name} | {value} |" for name, value in _facts(job, report))
+    facts = "\n".join(f"| {name} | {value} |" for name, value in _facts(job, report))
     has_adapter = job.lora is not None
     what, library = ("A LoRA adapter", "peft") if has_adapter else ("Every weight", "transformers")
     use = (_USE_ADAPTER if has_adapter else _USE_MODEL).format(base_id=base_id, pinned=pinned)
+    if rows := report.get("vocabulary_rows"):
+        use = use.replace(
+            "\nmodel = PeftModel", f"\nbase.resize_token_embeddings({rows})  # tokens that it lacks\nmodel = PeftModel"
+        )
     return f"""---
 base_model: {base_id}
 library_name: {library}
@@ -47,7 +51,7 @@ tags:
 | | |
 |---|---|
 | base model | {base_id}{f" at {revision}" if revision else ""} |
-{rows}
+{facts}
 
 The file `manifest.json` beside this folder has the hashes and the full specification of the run.
 """

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.errors import InvalidInput
 
-# Spare tokens that families ship for padding, in order of preference; then reserved ones; the end token is the last
-# resort. It does no harm as padding here, because labels are explicit and never derived from the padding token.
-_SPARE = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|reserved_special_token_0|>")
+# Tokens that families ship for padding, in order of preference; `<|endoftext|>` where another token ends a text.
+_SPARE = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "<|padding|>", "[PAD]", "<|endoftext|>")
+# Special tokens that a family keeps for later: no text has them.
+_RESERVED = re.compile(r"\W*(reserved|unused|placeholder|dummy|extra|control)", re.IGNORECASE)
 
 # For bases without a chat template. Plain words, so that no vocabulary has to know them.
 _PLAIN_TEMPLATE = (
@@ -21,8 +23,11 @@ _PLAIN_TEMPLATE = (
 )
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizerBase:
     """Return the tokenizer in `folder`, with a padding token that its vocabulary already has.
+
+    Args:
+        rows: of the base's embedding, where known: a token beyond them does not pad.
 
     Raises:
         InvalidInput: the files are not a tokenizer, or it has no end-of-sequence token.
@@ -43,16 +48,26 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             param="model",
             hint="set eos_token in tokenizer_config.json",
         )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = spare_token(tokenizer)
+    tokenizer.pad_token = spare_token(tokenizer, rows)
     tokenizer.padding_side = "right"
     return tokenizer
 
 
-def spare_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a token of the vocabulary that may stand for padding."""
+def spare_token(tokenizer: PreTrainedTokenizerBase, rows: int | None = None) -> str:
+    """Return a token of the vocabulary to pad with: the declared one, a spare one, the unknown one.
+
+    The end of a sequence is the last resort. It does no harm even so, because labels are explicit and never derived
+    from the padding; but others who take this tokenizer for training would mask every end.
+    """
     vocabulary = tokenizer.get_vocab()
-    return next((token for token in _SPARE if token in vocabulary), tokenizer.eos_token)
+    reserved = sorted(
+        (token for token in tokenizer.all_special_tokens + list(tokenizer.get_added_vocab()) if _RESERVED.match(token)),
+        key=lambda token: (vocabulary[token], token),
+    )
+    for token in (tokenizer.pad_token, *_SPARE, *reserved, tokenizer.unk_token):
+        if token in vocabulary and token != tokenizer.eos_token and (rows is None or vocabulary[token] < rows):
+            return str(token)
+    return str(tokenizer.eos_token)
 
 
 def ensure_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:

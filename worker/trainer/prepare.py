@@ -19,6 +19,7 @@ from worker.ml.module_report import precision_report
 from worker.ml.packing import require_isolation
 from worker.ml.precision import choose_precision, pick_device
 from worker.ml.sft import Counters
+from worker.ml.vocabulary import grow, num_rows, rows_needed
 from worker.trainer.protocol import Note
 from worker.trainer.rows import prepare_rows
 from worker.trainer.run import Run
@@ -90,7 +91,8 @@ def _prepare_model(run: Run, facts: BaseFacts) -> None:
         first, second = (run.tokenizer(text).input_ids for text in _PROBES)
         require_isolation(base.model, first, second)
     set_seed(run.job.seed)
-    run.model = base.model if run.job.lora is None else _adapted(run, base.model, run.job.lora)
+    grown = _grow_vocabulary(run, base.model)
+    run.model = base.model if run.job.lora is None else _adapted(run, base.model, run.job.lora, grown=grown)
     run.held = precision_report(run.model, run.precision, base.unquantized, base.footprint)
     run.report |= {
         "trainable_parameters": trainable_count(run.model),
@@ -100,8 +102,19 @@ def _prepare_model(run: Run, facts: BaseFacts) -> None:
     }
 
 
-def _adapted(run: Run, base: PreTrainedModel, lora: Lora) -> PeftModel:
-    model = attach(base, lora)
+def _grow_vocabulary(run: Run, base: PreTrainedModel) -> bool:
+    rows = num_rows(base)
+    needed = rows_needed(run.tokenizer, run.highest_token, rows)
+    if needed == rows:
+        return False
+    run.tell(grow(base, needed))
+    base.requires_grad_(run.job.method == "full")
+    run.report |= {"vocabulary_grown": needed - rows, "vocabulary_rows": needed}
+    return True
+
+
+def _adapted(run: Run, base: PreTrainedModel, lora: Lora, *, grown: bool) -> PeftModel:
+    model = attach(base, lora, ends=grown)
     set_adapter_dtype(model, run.precision.adapter)
     run.initial = factors(model) if lora.changes_base else None
     return model

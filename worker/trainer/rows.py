@@ -22,7 +22,7 @@ def prepare_rows(run: Run, facts: BaseFacts) -> None:
     Raises:
         InvalidInput: a row is wrong, or none has a token to learn.
     """
-    run.tokenizer = load_tokenizer(run.base_folder)
+    run.tokenizer = load_tokenizer(run.base_folder, facts.vocab_size)
     run.tell(*choose_template(run.tokenizer, run.job.chat_template))
     max_length = resolve_max_length(run.job.hyperparameters, facts.context)
     census = Census(max_length)
@@ -34,10 +34,12 @@ def prepare_rows(run: Run, facts: BaseFacts) -> None:
         run.options = _settled(run, census, num_packed=len(run.train_rows))
     run.tell(*run.options.choices)
     run.report["data"] = census.report()
+    run.highest_token = max(census.highest, int(run.tokenizer.pad_token_id or 0))
     if run.spec.validation_file:
         validation = Census(max_length)
         run.eval_rows = _tokenized(run, run.spec.validation_file, "validation_dataset", max_length, validation)
         run.report["validation_data"] = validation.report()
+        run.highest_token = max(run.highest_token, validation.highest)
 
 
 def _settled(run: Run, census: Census, num_packed: int | None = None) -> Options:

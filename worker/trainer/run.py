@@ -48,6 +48,7 @@ class Run:
     optim: str = field(init=False)
     precision: Precision = field(init=False)
     train_rows: Dataset = field(init=False)
+    highest_token: int = field(init=False)
     eval_rows: Dataset | None = field(init=False, default=None)
     model: PeftModel | PreTrainedModel = field(init=False)
     initial: Factors | None = field(init=False, default=None)
