@@ -10,9 +10,11 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from api import documentation, errors
-from api.documentation import problem_answers
+from api.documentation import openai_answers, problem_answers
 from api.edge import Edge
 from api.limits import BodyLimit
+from api.openai import files as openai_files
+from api.openai import uploads as openai_uploads
 from api.readiness import Readiness
 from api.routes import adapters, base_models, datasets, health, history, jobs, keys, quota, workers
 from api.watching import Watcher
@@ -43,6 +45,8 @@ def create_app(context: Context) -> FastAPI:
     common_answers = problem_answers(400, 401, 503)
     for module in (jobs, history, adapters, datasets, base_models, workers, keys, quota):
         app.include_router(module.router, responses=common_answers)
+    for module in (openai_files, openai_uploads):
+        app.include_router(module.router, prefix="/v1", responses=openai_answers(400, 401, 503))
     app.include_router(health.router)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, upload_bytes=context.settings.max_upload_bytes)

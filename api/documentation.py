@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
-from api.problems import MEDIA_TYPE, Problem
+from api.problems import MEDIA_TYPE, OpenAIError, Problem
 
 _VENDOR = Path(__file__).parent / "ui" / "vendor"
 _FILES = "/docs/files"
@@ -35,6 +35,11 @@ def problem_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {
         status: {"description": _MEANINGS[status], "content": {MEDIA_TYPE: {"schema": schema}}} for status in statuses
     }
+
+
+def openai_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what `responses=` takes, for answers that are errors in OpenAI's form."""
+    return {status: {"description": _MEANINGS[status], "model": OpenAIError} for status in statuses}
 
 
 def install(app: FastAPI) -> None:

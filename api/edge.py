@@ -43,11 +43,11 @@ class Edge:
     @staticmethod
     async def _fail(scope: Scope, receive: Receive, request: _Request) -> None:
         answer = problems.response(
+            scope,
             500,
             "the server failed at this request",
             code="internal_error",
             hint="Tell the operator the request id; the server's log has the cause.",
-            request_id=request.id,
         )
         await answer(scope, receive, request.send)
 

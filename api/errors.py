@@ -54,12 +54,12 @@ async def _refused(request: Request, error: Any) -> Response:
     if status >= 500:
         _log.warning("request %s: %s", request_id(request), error)
     return problems.response(
+        request.scope,
         status,
         error.message,
         code=error.code,
         param=error.param,
         hint=error.hint,
-        request_id=request_id(request),
         headers=_headers(status),
     )
 
@@ -78,11 +78,11 @@ def _headers(status: int) -> dict[str, str]:
 async def _invalid(request: Request, error: Any) -> Response:
     if isinstance(error.body, bytes):
         return problems.response(
+            request.scope,
             415,
             "the body is not sent as JSON",
             code="unsupported_media_type",
             hint="Send it with the header Content-Type: application/json.",
-            request_id=request_id(request),
         )
     route = request.scope.get("route")
     field = getattr(route, "body_field", None)
@@ -96,12 +96,12 @@ def _bad_fields(request: Request, found: list[FieldProblem]) -> Response:
     if len(found) > 1:
         detail += f" (and {len(found) - 1} more; see errors)"
     return problems.response(
+        request.scope,
         400,
         detail,
         code="invalid_input",
         param=first.param,
         hint=first.hint,
-        request_id=request_id(request),
         errors=found,
     )
 
@@ -120,19 +120,17 @@ _BY_STATUS: dict[int, tuple[str, str, str | None]] = {
 
 async def _http(request: Request, error: Any) -> Response:
     code, detail, hint = _BY_STATUS.get(error.status_code, ("http_error", str(error.detail), None))
-    return problems.response(
-        error.status_code, detail, code=code, hint=hint, request_id=request_id(request), headers=error.headers
-    )
+    return problems.response(request.scope, error.status_code, detail, code=code, hint=hint, headers=error.headers)
 
 
 async def _database_away(request: Request, error: Any) -> Response:
     reason = error.orig if isinstance(error, DBAPIError) else error
     _log.warning("request %s: the database did not answer: %s", request_id(request), reason)
     return problems.response(
+        request.scope,
         503,
         "the database does not answer",
         code="database_away",
         hint="Try again soon; GET /readyz says which part is away.",
-        request_id=request_id(request),
         headers=_headers(503),
     )

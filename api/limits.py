@@ -48,11 +48,11 @@ class BodyLimit:
 
 async def _refuse(scope: Scope, body: _Body, limit: int) -> None:
     answer = problems.response(
+        scope,
         413,
         f"the body is longer than {limit} bytes",
         code="too_large",
         hint="Split it; datasets may also be named by an s3:// or https:// URI.",
-        request_id=scope.get("state", {}).get("request_id"),
     )
     await answer(scope, body.receive, body.send)
 

@@ -1,4 +1,4 @@
-"""Errors as they are sent: RFC 9457 problem documents."""
+"""Errors as they are sent: RFC 9457 problem documents, and under `/v1` the form that OpenAI's clients read."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 from pydantic import BaseModel
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 MEDIA_TYPE = "application/problem+json"
+_OPENAI = "/v1/"
 
 
 class FieldProblem(BaseModel):
@@ -33,18 +35,33 @@ class Problem(BaseModel):
     errors: list[FieldProblem] | None = None
 
 
+class OpenAIErrorBody(BaseModel):
+    """What went wrong, in OpenAI's words. `code` is the same stable word as elsewhere in this API."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIError(BaseModel):
+    """An error as OpenAI's clients read it."""
+
+    error: OpenAIErrorBody
+
+
 def response(
+    scope: Scope,
     status: int,
     detail: str,
     *,
     code: str,
     param: str | None = None,
     hint: str | None = None,
-    request_id: str | None = None,
     errors: Sequence[FieldProblem] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Return the response with the problem document."""
+    """Return the answer to the request of `scope`, in the form that the clients of its path read."""
     problem = Problem(
         title=HTTPStatus(status).phrase,
         status=status,
@@ -52,11 +69,23 @@ def response(
         code=code,
         param=None if param is None else _sendable(param),
         hint=hint,
-        request_id=request_id,
+        request_id=scope.get("state", {}).get("request_id"),
         errors=None if errors is None else list(errors),
     )
-    body = problem.model_dump_json(exclude_none=True)
-    return Response(body, status, dict(headers or {}), media_type=MEDIA_TYPE)
+    if scope["path"].startswith(_OPENAI):
+        return _as_openai(problem, dict(headers or {}))
+    return Response(problem.model_dump_json(exclude_none=True), status, dict(headers or {}), media_type=MEDIA_TYPE)
+
+
+def _as_openai(problem: Problem, headers: dict[str, str]) -> Response:
+    # Their clients know no hints and no lists, and repeat every 409: theirs is 400.
+    status = 400 if problem.status == 409 else problem.status
+    kind = {429: "rate_limit_error", 503: "server_error", 500: "server_error"}.get(status, "invalid_request_error")
+    texts = [f"{each.param or 'the body'}: {each.message}" for each in problem.errors or ()] or [problem.detail]
+    message = ". ".join(["; ".join(texts), *([problem.hint] if problem.hint else [])])
+    code = "invalid_api_key" if status == 401 else problem.code
+    body = OpenAIErrorBody(message=_sendable(message), type=kind, param=problem.param, code=code)
+    return JSONResponse(OpenAIError(error=body).model_dump(), status, headers)
 
 
 def _sendable(text: str) -> str:

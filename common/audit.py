@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from common.context import Context
-from common.db.rows import ArtifactRow, CheckpointRow, DatasetRow, JobRow
+from common.db.rows import ArtifactRow, CheckpointRow, DatasetRow, JobRow, UploadPartRow, UploadRow
 from common.jobs import states
 from common.storage import keys
 from common.storage.store import StoredObject
@@ -63,7 +63,7 @@ def collect(context: Context, older_than_s: float) -> Findings:
 
 
 def _owner(key: str) -> str:
-    """Return what a key belongs to: `tenant/datasets` or `tenant/job`."""
+    """Return what a key belongs to: `tenant/datasets`, `tenant/uploads` or `tenant/job`."""
     return "/".join(key.split("/", 2)[:2])
 
 
@@ -82,6 +82,9 @@ def _used(session: Session, owner: str) -> _Used:
     tenant, _, name = owner.partition("/")
     if name == "datasets":
         return _Used(set(session.scalars(select(DatasetRow.key).where(DatasetRow.tenant == tenant))))
+    if name == "uploads":
+        parts = select(UploadPartRow.key).join(UploadRow).where(UploadRow.tenant == tenant)
+        return _Used(set(session.scalars(parts)))
     job = session.execute(
         select(JobRow.status, JobRow.manifest_key).where(JobRow.tenant == tenant, JobRow.id == name)
     ).one_or_none()

@@ -6,12 +6,15 @@ upload and a removal of the same content at the same moment leave a row with its
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from common.clock import moment
+from common.context import Context
 from common.db.engine import db_now
 from common.db.locks import lock
 from common.db.rows import DatasetRow, JobRow
@@ -19,8 +22,19 @@ from common.errors import NotFound, WrongState
 from common.ids import new_id
 from common.jobs import states
 from common.schemas.datasets import Dataset, DatasetList
+from common.storage import keys
 
 SCHEME = "dataset:"
+
+
+@dataclass(frozen=True)
+class Content:
+    """A file to keep: its name, size in bytes, SHA-256, and for how many seconds; None: until it is deleted."""
+
+    name: str
+    bytes: int
+    sha256: str
+    lasts_s: int | None = None
 
 
 def shown(row: DatasetRow) -> Dataset:
@@ -35,22 +49,49 @@ def shown(row: DatasetRow) -> Dataset:
     )
 
 
-def insert(
-    session: Session, tenant: str, *, name: str, key: str, num_bytes: int, sha256: str
-) -> tuple[DatasetRow, bool]:
-    """Return the row for an upload, and whether it is new: the same content under the same name has one row."""
-    same = select(DatasetRow).where(DatasetRow.tenant == tenant, DatasetRow.key == key, DatasetRow.name == name)
+def add(context: Context, tenant: str, content: Content, put: Callable[[str], None]) -> tuple[DatasetRow, bool]:
+    """Keep a file and return its row, and whether that is new. `put` writes the content to a key of the store.
+
+    The same content under the same name has one row, which lasts as long as the longest of its uploads was meant to.
+    """
+    key = keys.dataset(tenant, content.sha256)
+    if not _stored(context, key):
+        put(key)
+    with context.write() as session:
+        lock(session, key)
+        row, is_new = _insert(session, tenant, key, content)
+        # Somebody may have deleted the same content since: under the lock that cannot happen any more.
+        if not _stored(context, key):
+            put(key)
+        return row, is_new
+
+
+def _stored(context: Context, key: str) -> bool:
+    try:
+        context.store.size(key)
+    except NotFound:
+        return False
+    return True
+
+
+def _insert(session: Session, tenant: str, key: str, content: Content) -> tuple[DatasetRow, bool]:
+    now = float(session.scalar(select(db_now())) or 0.0)
+    until = None if content.lasts_s is None else now + content.lasts_s
+    same = select(DatasetRow).where(DatasetRow.tenant == tenant, DatasetRow.key == key, DatasetRow.name == content.name)
     found = session.scalar(same.limit(1))
     if found is not None:
+        if found.expires_at is not None:
+            found.expires_at = None if until is None else max(until, found.expires_at)
         return found, False
     row = DatasetRow(
         id=new_id("ds"),
         tenant=tenant,
-        name=name,
+        name=content.name,
         key=key,
-        bytes=num_bytes,
-        sha256=sha256,
-        created_at=session.scalar(select(db_now())),
+        bytes=content.bytes,
+        sha256=content.sha256,
+        created_at=now,
+        expires_at=until,
     )
     session.add(row)
     session.flush()
@@ -114,9 +155,24 @@ def delete(session: Session, tenant: str, dataset_id: str) -> str | None:
     return None if others else row.key
 
 
+def remove(context: Context, tenant: str, dataset_id: str) -> None:
+    """Remove a dataset, and its object unless another dataset has the same content. Raises as `delete` does."""
+    with context.write() as session:
+        key = delete(session, tenant, dataset_id)
+        if key is not None:
+            # Within the transaction: if the store fails, the row stays and the call can be made again.
+            context.store.delete([key])
+
+
 def _live_user(session: Session, tenant: str, dataset_id: str) -> str | None:
     """Return the id of a job that has not ended and names the dataset."""
     uri = f"{SCHEME}{dataset_id}"
     names_it = (JobRow.spec["dataset"].as_string() == uri) | (JobRow.spec["validation_dataset"].as_string() == uri)
     live = JobRow.status.not_in(states.TERMINAL)
     return session.scalar(select(JobRow.id).where(JobRow.tenant == tenant, live, names_it).limit(1))
+
+
+def expired(session: Session) -> list[tuple[str, str]]:
+    """Return (tenant, id) of the datasets whose time is over."""
+    query = select(DatasetRow.tenant, DatasetRow.id).where(DatasetRow.expires_at < db_now())
+    return [(tenant, dataset_id) for tenant, dataset_id in session.execute(query)]

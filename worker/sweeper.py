@@ -23,6 +23,7 @@ from common.context import Context
 from common.db.engine import db_now
 from common.db.rows import IdempotencyRow, JobRow, LeaderRow, UsageRow
 from common.errors import InfraError
+from common.expiry import remove_expired
 from common.jobs import doorbell, lifecycle
 
 _NAME = "sweeper"
@@ -99,11 +100,18 @@ class Sweeper:
             rings = _waiting(session)
         for which, times in rings.items():
             self._context.doorbell.ring(which, times)
+        self._remove_expired()
         self._collect()
         with self._context.write() as session:
             workers.forget_silent(session)
             session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < db_now() - IDEMPOTENCY_S))
             session.execute(delete(UsageRow).where(UsageRow.ended_at < db_now() - USAGE_S))
+
+    def _remove_expired(self) -> None:
+        try:
+            remove_expired(self._context)
+        except InfraError as error:
+            _log.warning("what has expired was not removed: %s", error.message)
 
     def _collect(self) -> None:
         """Now and then remove the objects that no row names."""

@@ -201,8 +201,48 @@ class DatasetRow(Base):
     bytes: Mapped[int]
     sha256: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[float]
+    expires_at: Mapped[float | None]
 
-    __table_args__ = (Index("datasets_by_tenant", "tenant", "id"), Index("datasets_by_key", "key"))
+    __table_args__ = (
+        Index("datasets_by_tenant", "tenant", "id"),
+        Index("datasets_by_key", "key"),
+        Index(
+            "datasets_expiring",
+            "expires_at",
+            sqlite_where=text("expires_at is not null"),
+            postgresql_where=text("expires_at is not null"),
+        ),
+    )
+
+
+class UploadRow(Base):
+    """A file that arrives in parts; `bytes` is its announced size, `lasts_s` how long the whole is kept after that."""
+
+    __tablename__ = "uploads"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    tenant: Mapped[str] = mapped_column(String(64))
+    name: Mapped[str] = mapped_column(String(255))
+    bytes: Mapped[int]
+    lasts_s: Mapped[int | None]
+    state: Mapped[str] = mapped_column(String(16))
+    dataset_id: Mapped[str | None] = mapped_column(Id)
+    created_at: Mapped[float]
+    expires_at: Mapped[float]
+
+    __table_args__ = (Index("uploads_by_expiry", "expires_at"),)
+
+
+class UploadPartRow(Base):
+    """One part of an upload, an object of its own under `key`."""
+
+    __tablename__ = "upload_parts"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    upload_id: Mapped[str] = mapped_column(Id, ForeignKey("uploads.id", ondelete="CASCADE"), index=True)
+    key: Mapped[str]
+    bytes: Mapped[int]
+    created_at: Mapped[float]
 
 
 class ApiKeyRow(Base):

@@ -1,6 +1,7 @@
 """Where everything lies in the bucket. Nothing is ever overwritten: each attempt writes under its own epoch.
 
 {tenant}/datasets/{sha256}                       an upload, once per content
+{tenant}/uploads/{upload}/{part}                 a part of an upload, until the whole is there
 {tenant}/{job}/a{epoch}/adapter/…  reports/…     what an attempt made; model/… of a full fine-tune
 {tenant}/{job}/a{epoch}/adapter.tar.gz           the adapter folder as one file, if there is one
 {tenant}/{job}/a{epoch}/manifest.json            written last: without it the attempt published nothing
@@ -17,6 +18,11 @@ PRECISION_REPORT = "reports/precision.json"
 def dataset(tenant: str, sha256: str) -> str:
     """Return the key of an uploaded dataset."""
     return f"{tenant}/datasets/{sha256}"
+
+
+def upload_part(tenant: str, upload_id: str, part_id: str) -> str:
+    """Return the key of one part of an upload."""
+    return f"{tenant}/uploads/{upload_id}/{part_id}"
 
 
 def job(tenant: str, job_id: str) -> str:

@@ -24,6 +24,7 @@ from common.errors import InfraError, NotFound
 from common.settings import Settings
 
 PART_BYTES = 16 * 2**20
+_CHUNK_BYTES = 2**20
 _MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
 
 
@@ -110,6 +111,18 @@ class Store:
         """Write `body` to `key`."""
         with _translated(key):
             self._client.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType=content_type)
+
+    def put_stream(self, key: str, stream: BinaryIO) -> None:
+        """Upload what `stream` holds to `key`. Its `read(n)` must return n bytes, except at the end."""
+        transfer = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
+        with _translated(key):
+            self._client.upload_fileobj(stream, self.bucket, key, Config=transfer)
+
+    def chunks(self, key: str) -> Iterator[bytes]:
+        """Yield the content of `key`, a mebibyte at a time."""
+        with self.open(key) as stream, _translated(key):
+            while chunk := stream.read(_CHUNK_BYTES):
+                yield chunk
 
     def get_bytes(self, key: str) -> bytes:
         """Return the content of `key`."""

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from fastapi.routing import APIRoute
 
 from api.auth import AuthenticatedRoute
+from api.openai import files as openai_files
+from api.openai import uploads as openai_uploads
 from api.routes import adapters, base_models, datasets, history, jobs, keys, quota, workers
 from tests.api.conftest import SPEC, Api, drive, finish
 
-ROUTES = [
-    route
-    for module in (jobs, history, adapters, datasets, base_models, workers, keys, quota)
-    for route in module.router.routes
-    if isinstance(route, APIRoute)
-]
+NATIVE = (jobs, history, adapters, datasets, base_models, workers, keys, quota)
+OPENAI = (openai_files, openai_uploads)
+ROUTES = [route for module in NATIVE + OPENAI for route in module.router.routes if isinstance(route, APIRoute)]
+OPENAI_ROUTES = [route for module in OPENAI for route in module.router.routes]
 PLAIN = {"POST /jobs", "GET /jobs", "POST /datasets", "GET /datasets", "GET /base-models", "GET /workers"}
+PLAIN |= {"POST /v1/files", "GET /v1/files", "POST /v1/uploads"}
+BODIES: dict[str, dict[str, Any]] = {
+    "PATCH /jobs/{job_id}": {"json": {"priority": 1}},
+    "POST /v1/uploads/{upload_id}/parts": {"files": {"data": ("a", b"x")}},
+    "POST /v1/uploads/{upload_id}/complete": {"json": {"part_ids": ["p"]}},
+}
 OWN = {"POST /keys", "GET /keys", "GET /quota", "PUT /quota"}
-BODIES = {"PATCH /jobs/{job_id}": {"priority": 1}}
 
 
 def called(route: APIRoute) -> str:
-    return f"{min(route.methods)} {route.path}"
+    return f"{min(route.methods)} {path_of(route)}"
+
+
+def path_of(route: APIRoute) -> str:
+    return f"/v1{route.path}" if route in OPENAI_ROUTES else route.path
 
 
 def test_every_route_asks_for_a_key() -> None:
@@ -36,7 +47,15 @@ def foreign(any_api: Api) -> dict[str, str]:
         job = client.post("/jobs", json={**SPEC, "dataset": dataset["uri"]}).json()
         finish(any_api.context, drive(any_api.context, job["id"]))
         key = client.post("/keys", json={"name": "k"}).json()
-    return {"job_id": job["id"], "dataset_id": dataset["id"], "key_id": key["id"]}
+        announced = {"purpose": "fine-tune", "filename": "a", "bytes": 1, "mime_type": ""}
+        upload = client.post("/v1/uploads", json=announced).json()
+    return {
+        "job_id": job["id"],
+        "dataset_id": dataset["id"],
+        "key_id": key["id"],
+        "file_id": dataset["id"],
+        "upload_id": upload["id"],
+    }
 
 
 def test_every_route_with_another_tenants_key(any_api: Api, foreign: dict[str, str]) -> None:
@@ -45,11 +64,11 @@ def test_every_route_with_another_tenants_key(any_api: Api, foreign: dict[str, s
         for route in ROUTES:
             if "worker_id" in route.path or called(route) in PLAIN | OWN:
                 continue
-            body = BODIES.get(called(route))
-            answer = client.request(min(route.methods), route.path.format(**foreign), json=body)
+            body = BODIES.get(called(route), {})
+            answer = client.request(min(route.methods), path_of(route).format(**foreign), **body)
             assert answer.status_code == 404, f"{called(route)}: {answer.status_code}"
             walked.add(called(route))
-        for path in ("/jobs", "/datasets"):
+        for path in ("/jobs", "/datasets", "/v1/files"):
             assert client.get(path).json()["data"] == []
         assert [key["tenant"] for key in client.get("/keys").json()["data"]] == ["stranger"]
         stolen = client.post("/jobs", json={**SPEC, "dataset": f"dataset:{foreign['dataset_id']}"})

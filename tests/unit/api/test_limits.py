@@ -18,6 +18,7 @@ class Exchange:
         self.sent: list[dict[str, Any]] = []
         self.scope = {
             "type": "http",
+            "path": "/datasets",
             "headers": [(k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()],
         }
 
