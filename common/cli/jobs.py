@@ -127,7 +127,7 @@ def _show(job: JobRead, as_json: bool) -> None:
             ("hint", job.error.hint if job.error else None),
             ("model", f"{job.model}@{job.base_revision}" if job.base_revision else job.model),
             ("dataset", job.dataset),
-            ("validation", job.validation_dataset),
+            ("validation", job.validation_dataset or job.validation_split),
             ("method", job.method),
             ("suffix", job.suffix),
             ("hyperparameters", _options(job.hyperparameters)),

@@ -20,6 +20,7 @@ _OWN_OPTIONS = {
     **{name: f"--{name}" for name in ("method", "suffix", "seed", "priority", "metadata", "model")},
     "not_before": "--not-before",
     "validation_dataset": "--validation",
+    "validation_split": "--validation-split",
     "chat_template": "--chat-template FILE",
     "dataset": "the first argument",
 }

@@ -31,6 +31,9 @@ def submit(
     method: Annotated[str | None, typer.Option(help="qlora (4-bit base), lora (16 bit) or full (no adapter).")] = None,
     suffix: Annotated[str | None, typer.Option(help="A name for the adapter.")] = None,
     validation: Annotated[str | None, typer.Option(help="A file or URI to evaluate on.", metavar="FILE_OR_URI")] = None,
+    validation_split: Annotated[
+        float | None, typer.Option(help="Share of the rows to hold out and evaluate on, up to 0.5.", metavar="SHARE")
+    ] = None,
     chat_template: Annotated[
         Path | None,
         typer.Option(help="A file with a Jinja chat template.", metavar="FILE", exists=True, dir_okay=False),
@@ -55,7 +58,13 @@ def submit(
     from common.cli.moments import parse_moment
     from common.cli.overrides import parse_labels, parse_sets
 
-    given = {"method": method, "suffix": suffix, "seed": seed, "priority": priority}
+    given = {
+        "method": method,
+        "suffix": suffix,
+        "seed": seed,
+        "priority": priority,
+        "validation_split": validation_split,
+    }
     fields: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     fields |= parse_sets(settings or [])
     if not_before is not None:

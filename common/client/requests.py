@@ -30,6 +30,7 @@ class JobFields(TypedDict, total=False):
     """The optional fields of a job, as in the body of `POST /jobs`."""
 
     validation_dataset: str | Dataset | None
+    validation_split: float | None
     method: str
     suffix: str | None
     chat_template: str | None

@@ -51,6 +51,9 @@ class Hyperparameters(Strict):
     group_by_length: bool | Auto = True
     packing: bool | Literal["bfd", "wrapped"] | Auto = False
     loss: Literal["all", "completion", "assistant"] | Auto = "auto"
+    early_stopping_patience: Annotated[int, Field(ge=0, le=1000)] | Auto = 0
+    early_stopping_threshold: Annotated[float, Field(ge=0, le=1000)] | Auto = 0.0
+    load_best_model_at_end: bool | Auto = "auto"
 
     @model_validator(mode="after")
     def _steps_agree(self) -> Hyperparameters:

@@ -70,6 +70,7 @@ class JobSpec(Strict):
     model: ModelName
     dataset: DatasetUri
     validation_dataset: DatasetUri | None = None
+    validation_split: Annotated[float, Field(gt=0, le=0.5)] | None = None
     method: Method = "qlora"
     suffix: Suffix | None = None
     chat_template: ChatTemplate | None = None
@@ -91,6 +92,22 @@ class JobSpec(Strict):
     def _parts_fit_the_method(self) -> JobSpec:
         check_parts(self.method, self.lora, self.quantization, list(self.export))
         return self
+
+    @model_validator(mode="after")
+    def _validation_is_there(self) -> JobSpec:
+        if self.validation_dataset is not None and self.validation_split is not None:
+            raise ValueError("validation_split: validation_dataset names other rows; give one of the two")
+        if self.validated:
+            return self
+        for name in ("early_stopping_patience", "load_best_model_at_end"):
+            if getattr(self.hyperparameters, name) not in (0, False, "auto"):
+                raise ValueError(f"hyperparameters.{name}: needs a validation_dataset or a validation_split")
+        return self
+
+    @property
+    def validated(self) -> bool:
+        """Whether there are rows to evaluate on."""
+        return self.validation_dataset is not None or self.validation_split is not None
 
 
 class JobOrder(Strict):
@@ -160,6 +177,7 @@ class JobRead(BaseModel):
     base_revision: str | None
     dataset: str
     validation_dataset: str | None
+    validation_split: float | None = None
     method: str
     suffix: str | None
     chat_template: str | None = None

@@ -23,8 +23,10 @@ _STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json", *_STATE)
 # Of a full fine-tune.
 MODEL = ("model.safetensors", "config.json", *_STATE)
+# The weights of the best evaluation so far, where these will be published.
+BEST_WEIGHTS = "best.safetensors"
 # Also written by the library, and no part of the state: a pickle of its arguments.
-_KEPT = {*ADAPTER, *MODEL, "scaler.pt"}
+_KEPT = {*ADAPTER, *MODEL, "scaler.pt", BEST_WEIGHTS}
 _BLOCK = 1 << 20
 
 

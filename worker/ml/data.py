@@ -1,8 +1,8 @@
-"""Tokenises a dataset file into an Arrow file, and hands that to the trainer without holding it in memory."""
+"""Keeps tokenised rows in an Arrow file, and hands that to the trainer without holding it in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,28 +10,13 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from worker.data.formats import parse_rows
-from worker.data.source import Problems, Source
-from worker.ml.census import Census
-from worker.ml.render import Example, Renderer
+from worker.ml.render import Example
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
 _BATCH = 512
-
-
-def tokenize_rows(
-    source: Source, renderer: Renderer, census: Census, problems: Problems | None = None
-) -> Iterator[Example]:
-    """Yield the rows of `source` as examples, counted by `census`; rows without a token to learn are left out.
-
-    Raises:
-        InvalidInput: as `parse_rows` and `Renderer.render` do.
-    """
-    examples = renderer.render(source, parse_rows(source, problems), problems)
-    return (example for example in examples if census.add(example))
 
 
 def write_tokens(examples: Iterable[Example], path: Path) -> None:

@@ -15,6 +15,7 @@ from common.schemas.jobs import JobSpec
 
 DEFAULT_MAX_LENGTH = 1024
 _UNCUT = 1 << 40
+_AUTO_PATIENCE = 3
 T = TypeVar("T")
 
 
@@ -33,6 +34,8 @@ class Options:
     """Every hyperparameter with its final value. Batch sizes are in rows, lengths in tokens.
 
     `checkpointing`: every how many layers activations are recomputed, 0 for none. `packing`: bfd, wrapped or None.
+    `patience`: evaluations without an improvement by more than `threshold` after which the run stops, 0 for never;
+    `keep_best`: what is published are the weights of the best evaluation.
     """
 
     num_train_epochs: float
@@ -56,6 +59,9 @@ class Options:
     checkpointing: int
     group_by_length: bool
     packing: str | None
+    patience: int
+    threshold: float
+    keep_best: bool
     total_steps: int
     choices: tuple[Choice, ...] = ()
 
@@ -120,6 +126,8 @@ def settle(
     steps = _total_steps(sequences, micro, accumulation, epochs, max_steps)
     checkpointing = int(pick("gradient_checkpointing", cuda))
     micro_batch, accumulated, checkpointed = shrunk(micro, accumulation, checkpointing, shrink)
+    keep_best = job.hyperparameters.load_best_model_at_end
+    patience = pick("early_stopping_patience", _AUTO_PATIENCE if job.validated else 0)
     if job.hyperparameters.max_length == "auto":
         resolver.chosen["max_length"] = max_length
     picked = Options(
@@ -144,6 +152,9 @@ def settle(
         checkpointing=checkpointed,
         group_by_length=pick("group_by_length", packing is None),
         packing=packing,
+        patience=patience,
+        threshold=pick("early_stopping_threshold", 0.0),
+        keep_best=patience > 0 if keep_best == "auto" else keep_best,
         total_steps=steps,
     )
     choices = _auto_choices(resolver.chosen)

@@ -11,9 +11,15 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from worker.ml.order import EpochOrder
+from worker.ml.render import NO_LOSS
+from worker.ml.score import Score
+
+# What TRL takes the mean of, batch by batch.
+_TRL_MEANS = ("mean_token_accuracy", "entropy")
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Meter:
         """Count one micro-batch; `loss` is its share of the step's mean."""
         labels, mask = inputs["labels"], inputs.get("attention_mask")
         tokens = torch.tensor(labels.numel(), device=loss.device) if mask is None else mask.sum().to(loss.device)
-        trained = (labels[:, 1:] != -100).sum().to(loss.device)
+        trained = (labels[:, 1:] != NO_LOSS).sum().to(loss.device)
         sums = torch.stack([loss.detach().double(), tokens.double(), trained.double()])
         self._sums = sums if self._sums is None else self._sums + sums
 
@@ -96,6 +102,7 @@ class Trainer(SFTTrainer):
     def __init__(self, *args: Any, order: EpochOrder, **kwargs: Any):
         self._order = order
         self.meter = Meter()
+        self._score = Score()
         super().__init__(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
@@ -106,6 +113,27 @@ class Trainer(SFTTrainer):
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         self.meter.add(loss, inputs)
         return loss
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any, Any]:
+        """Evaluate one batch, and count it."""
+        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        seen = self._metrics["eval"]
+        means = {name: seen[name][-1] for name in _TRL_MEANS if seen[name]}
+        self._score.add(int((inputs["labels"][:, 1:] != NO_LOSS).sum()), {"loss": float(loss), **means})
+        return loss, logits, labels
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate, and report means per trained token."""
+        self._score = Score()
+        output = super().evaluation_loop(*args, **kwargs)
+        means = self._score.means()
+        assert output.metrics is not None
+        output.metrics["eval_loss"] = means.pop("loss")
+        for name, mean in means.items():
+            self._metrics["eval"][name] = [mean]
+        return output
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         # peft 0.21 loads adapters as fp32. The dtype must be back before the optimizer's state is loaded, because

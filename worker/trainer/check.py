@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from common.schemas.jobs import JobSpec
 from worker.data.limits import Limits
-from worker.data.source import Problems, Source
+from worker.data.source import Source
 from worker.ml.base_check import BaseFacts, base_check
 from worker.ml.module_names import known_modules
-from worker.ml.options import resolve_max_length, row_limit, settle
+from worker.ml.options import resolve_max_length, settle
 from worker.ml.targets import check_held_in_4_bit, check_lora
 from worker.ml.vocabulary import rows_needed
 from worker.trainer.entry import claim_stdout, parse_job
@@ -26,8 +26,7 @@ from worker.trainer.lifeline import die_with_parent
 from worker.trainer.protocol import DONE, Message, Result, Stage, TrainSpec
 
 if TYPE_CHECKING:
-    from worker.ml.census import Census
-    from worker.ml.render import Renderer
+    from worker.ml.parts import Part
 
 
 def check(folder: Path, spec: TrainSpec) -> dict[str, Any]:
@@ -36,9 +35,8 @@ def check(folder: Path, spec: TrainSpec) -> dict[str, Any]:
     Raises:
         InvalidInput: what is wrong, with every bad row in its message (the first in full, the rest counted).
     """
-    from worker.ml.census import Census
+    from worker.ml.parts import parts
     from worker.ml.probe import probe_config, probe_template
-    from worker.ml.render import Renderer
     from worker.ml.template import choose_template
     from worker.ml.tokenizer import load_tokenizer
 
@@ -50,18 +48,15 @@ def check(folder: Path, spec: TrainSpec) -> dict[str, Any]:
     tokenizer = load_tokenizer(Path(spec.base.path), facts.vocab_size)
     templates = [choice.name for choice in choose_template(tokenizer, job.chat_template)]
     probe_template(tokenizer, asked=job.chat_template is not None)
-    limits, asked = Limits(**spec.limits), job.hyperparameters
-    renderer = Renderer(tokenizer, row_limit(asked, max_length), asked.loss)
-    census = Census(max_length, highest=int(tokenizer.pad_token_id or 0))
-    report = _count(Source(folder / spec.train_file, limits), renderer, census)
-    if spec.validation_file:
-        held_out = Source(folder / spec.validation_file, limits, "validation_dataset")
-        renderer = Renderer(tokenizer, max_length, asked.loss)
-        validation = Census(max_length)
-        report["validation"] = _count(held_out, renderer, validation)
-        census.highest = max(census.highest, validation.highest)
+    limits = Limits(**spec.limits)
+    held_out = Source(folder / spec.validation_file, limits, "validation_dataset") if spec.validation_file else None
+    train, validation = parts(job, Source(folder / spec.train_file, limits), held_out, tokenizer, max_length)
+    report, highest = _count(train), max(train.census.highest, int(tokenizer.pad_token_id or 0))
+    if validation:
+        report["validation"] = _count(validation)
+        highest = max(highest, validation.census.highest)
     if facts.vocab_size is not None:
-        grown = rows_needed(tokenizer, census.highest, facts.vocab_size) - facts.vocab_size
+        grown = rows_needed(tokenizer, highest, facts.vocab_size) - facts.vocab_size
         report |= {"vocabulary_grown": grown} if grown else {}
     plain = "template.defaulted" in templates
     report |= {"architecture": facts.architecture, "context": facts.context, "plain_chat_template": plain}
@@ -83,15 +78,10 @@ def _check_adapter(job: JobSpec, facts: BaseFacts) -> None:
         check_held_in_4_bit(job.lora, modules)
 
 
-def _count(source: Source, renderer: Renderer, census: Census) -> dict[str, Any]:
-    from worker.ml.data import tokenize_rows
-
-    problems = Problems()
-    for _ in tokenize_rows(source, renderer, census, problems):
+def _count(part: Part) -> dict[str, Any]:
+    for _ in part.examples():
         pass
-    problems.raise_any()
-    census.require_something(source.param)
-    return census.report()
+    return part.census.report()
 
 
 def _estimate(job: JobSpec, report: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,15 @@ class Drained(Exception):
     """The run stops before its end because it was asked to; what it can be resumed from is on disk."""
 
 
+def diverged(what: str) -> Diverged:
+    """Return the error that training went out of bounds."""
+    return Diverged(
+        f"training diverged: {what}",
+        param="hyperparameters.learning_rate",
+        hint="lower learning_rate, or set max_grad_norm; the last good checkpoint is kept",
+    )
+
+
 def classify(error: BaseException) -> tuple[int, Failed | None]:
     """Return the exit code for `error`, and what to tell the supervisor; None for a drain, which is no failure."""
     if isinstance(error, Drained):

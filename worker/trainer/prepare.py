@@ -14,6 +14,7 @@ from worker.ml.adapters import attach, factors, set_adapter_dtype, trainable_cou
 from worker.ml.arguments import choose_optimizer
 from worker.ml.base import load_base
 from worker.ml.base_check import BaseFacts, base_check
+from worker.ml.best import Best
 from worker.ml.checkpoint import config_hash, verify
 from worker.ml.module_report import precision_report
 from worker.ml.packing import require_isolation
@@ -26,7 +27,16 @@ from worker.trainer.run import Run
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers")
 # What decides the numbers of a run, besides its base and its data.
-_SHAPING = {"method", "hyperparameters", "lora", "quantization", "seed", "validation_dataset", "chat_template"}
+_SHAPING = {
+    "method",
+    "hyperparameters",
+    "lora",
+    "quantization",
+    "seed",
+    "validation_dataset",
+    "validation_split",
+    "chat_template",
+}
 # Two texts that a model must not mix up when they are packed into one sequence.
 _PROBES = ("The boats lie in the harbour.", "Snow fell over the hills all night.")
 
@@ -68,12 +78,12 @@ def _find_resume(run: Run) -> None:
     job = run.job
     shaping = job.model_dump(mode="json", include=_SHAPING)
     run.config_hash = config_hash(shaping, run.spec.base.id, run.spec.base.revision, run.spec.train_sha256)
-    run.counters = Counters()
+    run.counters, run.best = Counters(), Best()
     if run.spec.resume_from is None:
         return
     run.resumed = verify(run.folder / run.spec.resume_from, run.config_hash)
     counters = dict(run.resumed.counters)
-    run.metrics = counters.pop("metrics")
+    run.metrics, run.best = counters.pop("metrics"), Best(**counters.pop("best"))
     run.counters = Counters(**counters)
     run.send(Note("run.resumed", f"going on from step {run.resumed.step}", data={"step": run.resumed.step}))
     if run.resumed.threads != run.threads or run.resumed.versions != versions():

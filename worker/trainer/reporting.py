@@ -1,25 +1,22 @@
-"""Tells the supervisor how a run goes, seals its checkpoints, and stops it when that is wished."""
+"""Tells the supervisor how a run goes, and stops it when that is wished."""
 
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections import deque
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from worker.ml.checkpoint import Manifest, all_finite, seal
 from worker.ml.sft import Trainer
-from worker.trainer.faults import Diverged
-from worker.trainer.prepare import versions
-from worker.trainer.protocol import Checkpoint, Metrics, Note, Progress
+from worker.trainer.faults import diverged
+from worker.trainer.protocol import Metrics, Note, Progress
 from worker.trainer.run import Run
 
 _PROGRESS_S = 0.4
 _WINDOW_STEPS = 20
+_LOGGED = ("loss", "perplexity", "grad_norm", "learning_rate", "epoch", "mean_token_accuracy", "entropy")
 
 
 class Reporter(TrainerCallback):
@@ -86,12 +83,11 @@ class Reporter(TrainerCallback):
             self._publish("train", state.global_step, logs | {"loss": self._run.counters.take_window()})
         elif "eval_loss" in logs:
             values = {name.removeprefix("eval_"): value for name, value in logs.items()}
-            self._publish("eval", state.global_step, values)
+            self._publish("eval", state.global_step, values | {"perplexity": perplexity(values["loss"])})
 
     def _publish(self, kind: str, step: int, logs: dict[str, Any]) -> None:
-        names = ("loss", "grad_norm", "learning_rate", "epoch", "mean_token_accuracy", "entropy")
         # The gradient norm of a step that fp16's loss scaler skipped is not finite, and JSON has no word for it.
-        values = {name: float(logs[name]) for name in names if name in logs and math.isfinite(logs[name])}
+        values = {name: float(logs[name]) for name in _LOGGED if name in logs and math.isfinite(logs[name])}
         self._run.metrics.append({"step": step, "kind": kind, **values})
         self._run.send(Metrics(step, values, kind))
 
@@ -102,34 +98,7 @@ class Reporter(TrainerCallback):
         if self.final:
             self._run.wishes.leave_if_asked()
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Seal what the library has written, and tell the supervisor that it may be uploaded."""
-        written = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if not all_finite(written):
-            raise diverged(f"the trained weights are not finite at step {state.global_step}")
-        name = f"step-{state.global_step:08d}"
-        target = self._run.checkpoints / name
-        target.parent.mkdir(exist_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
-        seal(written, target, self._manifest(state))
-        self._run.send(Checkpoint(state.global_step, f"checkpoints/{name}"))
 
-    def _manifest(self, state: TrainerState) -> Manifest:
-        return Manifest(
-            step=state.global_step,
-            max_steps=state.max_steps,
-            epoch=float(state.epoch or 0.0),
-            config_hash=self._run.config_hash,
-            versions=versions(),
-            threads=self._run.threads,
-            counters=self._run.counters.as_dict() | {"metrics": self._run.metrics},
-        )
-
-
-def diverged(what: str) -> Diverged:
-    """Return the error that training went out of bounds."""
-    return Diverged(
-        f"training diverged: {what}",
-        param="hyperparameters.learning_rate",
-        hint="lower learning_rate, or set max_grad_norm; the last good checkpoint is kept",
-    )
+def perplexity(loss: float) -> float:
+    """Return the exponential of a loss in nats per token, as large as a float can be."""
+    return math.exp(min(loss, 700.0))

@@ -11,6 +11,7 @@ from common.schemas.jobs import JobSpec
 from common.schemas.precision import PrecisionRead
 from worker.data.limits import Limits
 from worker.data.source import Source
+from worker.ml.checkpoint import BEST_WEIGHTS
 from worker.trainer.lifeline import Wishes
 from worker.trainer.protocol import Message, Note, TrainSpec
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from worker.ml.adapters import Factors
+    from worker.ml.best import Best
     from worker.ml.checkpoint import Manifest
     from worker.ml.options import Choice, Options
     from worker.ml.precision import Precision
@@ -55,6 +57,7 @@ class Run:
     held: PrecisionRead = field(init=False)
     resumed: Manifest | None = field(init=False, default=None)
     counters: Counters = field(init=False)
+    best: Best = field(init=False)
     trainer: Trainer = field(init=False)
 
     @property
@@ -71,6 +74,15 @@ class Run:
     def out(self) -> Path:
         """The folder of what is published: adapter or model, and reports."""
         return self.folder / "out"
+
+    @property
+    def best_weights(self) -> Path:
+        """The file of the weights of the best evaluation, where these are kept."""
+        return self.folder / BEST_WEIGHTS
+
+    def stopped_early(self) -> bool:
+        """Return whether the validation loss has not improved for as long as was asked."""
+        return 0 < self.options.patience <= self.best.waited
 
     def source(self, name: str, param: str) -> Source:
         """Return the dataset file `name` of the run's folder; `param` is the field of the job that named it."""

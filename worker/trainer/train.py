@@ -11,6 +11,7 @@ from worker.ml.memory import peak_bytes, reset_peak
 from worker.ml.order import EpochOrder
 from worker.ml.sft import Trainer, checkpointed_layers
 from worker.trainer.faults import Drained
+from worker.trainer.keeping import Keeper, take_up
 from worker.trainer.reporting import Reporter
 from worker.trainer.run import Run
 
@@ -25,12 +26,14 @@ def train(run: Run) -> None:
     reset_peak(run.device)
     run.trainer = build_trainer(run)
     checkpoint = run.folder / run.spec.resume_from if run.spec.resume_from else None
-    if checkpoint and run.resumed and run.resumed.step >= run.options.total_steps:
+    if checkpoint:
+        take_up(run, checkpoint)
+    if checkpoint and (run.counters.steps >= run.options.total_steps or run.stopped_early()):
         # Interrupted after its last step: the library would take one step too many.
         run.trainer.load_weights(checkpoint)
     else:
         run.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if run.trainer.state.global_step < run.options.total_steps:
+        if run.counters.steps < run.options.total_steps and not run.stopped_early():
             raise Drained(run.wishes.reason())
     _summarize(run)
 
@@ -57,6 +60,7 @@ def build_trainer(run: Run) -> Trainer:
         )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Reporter(run, trainer))
+    trainer.add_callback(Keeper(run))
     return trainer
 
 
@@ -69,7 +73,7 @@ def _order(run: Run) -> EpochOrder:
 def _summarize(run: Run) -> None:
     counters = run.counters
     run.report |= {
-        "steps": run.options.total_steps,
+        "steps": counters.steps,
         "tokens_trained": counters.tokens,
         "loss_tokens_trained": counters.trained_tokens,
         "first_loss": counters.first_loss,

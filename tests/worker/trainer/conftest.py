@@ -112,4 +112,4 @@ def go(tmp_path: Path, base: Path) -> Go:
 
 
 LAYOUT = ("validation", "resume_from", "shrink", "base")
-JOB = ("method", "lora", "quantization", "seed", "suffix", "chat_template")
+JOB = ("method", "lora", "quantization", "seed", "suffix", "chat_template", "validation_split")

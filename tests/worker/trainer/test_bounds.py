@@ -25,7 +25,9 @@ def test_extremes_are_arguments(tmp_path: Path, field: bounds.Field):
     for value in values:
         if (field.name, value) == ("hyperparameters.max_steps", 0):
             continue
-        job = JobSpec.model_validate({"model": "a/b", "dataset": "dataset:ds_0"} | field.body(value))
+        job = JobSpec.model_validate(
+            {"model": "a/b", "dataset": "dataset:ds_0", "validation_dataset": "dataset:ds_1"} | field.body(value)
+        )
         for num_rows in (1, 10_000_000):
             options = settle(job, num_rows=num_rows, max_length=64, cuda=False)
             assert options.total_steps >= 1 and options.micro_batch >= 1 and options.accumulation >= 1

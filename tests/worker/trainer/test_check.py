@@ -21,7 +21,11 @@ from worker.trainer.protocol import Failed, Message, Result, TrainSpec
 
 def checked(folder: Path, base: Path, rows: list[Any] | None = None, **options: Any) -> tuple[int, Result | Failed]:
     """Lay out a job, check it in this process, and return exit code and last message."""
-    layout = {name: options.pop(name) for name in ("validation", "lora", "chat_template") if name in options}
+    layout = {
+        name: options.pop(name)
+        for name in ("validation", "lora", "chat_template", "validation_split")
+        if name in options
+    }
     tiny.write_run(folder, base, rows, hyperparameters=options, **layout)
     said: list[Message] = []
     code = answer(folder, said.append)

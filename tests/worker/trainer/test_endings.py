@@ -212,11 +212,11 @@ def test_a_drain_is_no_failure():
 
 
 def test_a_full_disk_is_told_apart(go: Go, monkeypatch: pytest.MonkeyPatch):
-    import worker.trainer.reporting as reporting
+    import worker.trainer.keeping as keeping
 
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(reporting, "seal", full)
+    monkeypatch.setattr(keeping, "seal", full)
     made = go()
     assert made.code == protocol.DISK_FULL and made.failure.code == "disk_full"

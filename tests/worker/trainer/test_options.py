@@ -368,10 +368,13 @@ def test_everything_may_be_auto(go: Go):
         "group_by_length",
         "packing",
         "loss",
+        "early_stopping_patience",
+        "early_stopping_threshold",
+        "load_best_model_at_end",
     ]
     made = go(**dict.fromkeys(names, "auto"))
     chosen = made.notes("auto.resolved")[0].data
-    # What loss "auto" came to depends on the rows: another event says it.
-    assert set(chosen) == set(names) - {"loss"} and made.notes("loss.chosen")
+    # What loss "auto" came to depends on the rows: another event says it. The best weights go with early stopping.
+    assert set(chosen) == set(names) - {"loss", "load_best_model_at_end"} and made.notes("loss.chosen")
     # Twelve rows are few: three epochs of one step each. The base's context is shorter than 1024.
     assert made.result["steps"] == 3 and chosen["max_length"] == 256

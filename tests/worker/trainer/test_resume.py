@@ -114,10 +114,12 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(go: Go):
 def test_a_run_refuses_the_checkpoint_of_another_job(go: Go, base: Path, tmp_path: Path):
     whole = go(max_steps=2)
     spec = json.loads((whole.folder / "spec.json").read_text())
-    spec["job"]["hyperparameters"]["learning_rate"] = 0.5
-    (whole.folder / "spec.json").write_text(json.dumps(spec))
-    with pytest.raises(BadCheckpoint, match="another configuration"):
-        resumed(whole, 2, base, tmp_path)
+    for number, change in enumerate(
+        ({"hyperparameters": {"learning_rate": 0.5}}, {"validation_split": 0.2}, {"chat_template": tiny.CHATML})
+    ):
+        (whole.folder / "spec.json").write_text(json.dumps(spec | {"job": spec["job"] | change}))
+        with pytest.raises(BadCheckpoint, match="another configuration"):
+            resumed(whole, 2, base, tmp_path / str(number))
 
 
 def _checkpoint(go: Go) -> Path:
