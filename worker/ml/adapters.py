@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from common.errors import InvalidInput
 from common.schemas.lora import Lora
 from worker.ml.targets import Modules, check_lora, find_targets, find_to_save, held_in_4_bit
+from worker.ml.towers import outside_text, pattern_of
 
 WEIGHTS = "adapter_model.safetensors"
 _PARAM = "lora.target_modules"
@@ -55,6 +57,8 @@ def attach(base: PreTrainedModel, lora: Lora, *, ends: bool = False) -> PeftMode
         use_rslora=lora.use_rslora,
         init_lora_weights=lora.init_lora_weights,  # type: ignore[arg-type]
         ensure_weight_tying=_is_tied(base, to_save),
+        # The layers of a vision tower carry the same names.
+        exclude_modules=pattern_of(outside_text(base)),
         # peft sets it by itself, and warns.
         fan_in_fan_out=_has_conv1d(base),
     )
@@ -65,9 +69,10 @@ def attach(base: PreTrainedModel, lora: Lora, *, ends: bool = False) -> PeftMode
 
 
 def modules_of(base: PreTrainedModel) -> Modules:
-    """Return the names of the modules of `base`."""
+    """Return the names of the modules of `base` that can be trained: a vision tower's are left out."""
     head = base.get_output_embeddings()
-    named = [(name, module) for name, module in base.named_modules() if name]
+    closed = pattern_of(outside_text(base)) or r"(?!)"
+    named = [(name, module) for name, module in base.named_modules() if name and not re.fullmatch(closed, name)]
     return Modules(
         names=[name for name, _ in named],
         linear=[name for name, module in named if _is_linear(module) and module is not head],

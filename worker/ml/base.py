@@ -5,6 +5,8 @@ Safetensors only, and no code but the library's own.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,7 @@ from typing import Any
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import prepare_model_for_kbit_training
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from common.errors import InvalidInput
 from common.schemas.jobs import JobSpec
@@ -27,14 +23,20 @@ from common.schemas.precision import MemoryFootprint
 from worker.ml.base_check import BaseFacts
 from worker.ml.options import Choice
 from worker.ml.precision import Precision
+from worker.ml.towers import auto_class, empty_model, freeze, model_class, outside_text
 
 
 @dataclass(frozen=True)
 class Base:
-    """The loaded base. `unquantized` names the weight matrices that stayed in 16 bit, with their parameters."""
+    """The loaded base.
+
+    `unquantized` names the weight matrices that stayed in 16 bit, with their parameters; `outside` the modules that no
+    text passes through: a vision tower.
+    """
 
     model: PreTrainedModel
     unquantized: dict[str, int]
+    outside: list[str]
     footprint: MemoryFootprint
     choices: tuple[Choice, ...]
 
@@ -52,61 +54,51 @@ def load_base(folder: Path, job: JobSpec, facts: BaseFacts, precision: Precision
             param="method",
             hint='use method "qlora", or the 16-bit version of the model',
         )
-    # A checkpoint that is stored in 4 bit brings its own settings.
-    config = None if facts.quantized or job.method != "qlora" else nf4_config(job.quantization, precision)
-    model = _load(folder, precision, device, config)
+    with _bad_weights():
+        empty = empty_model(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+        outside = outside_text(empty)
+        # A checkpoint that is stored in 4 bit brings its own settings.
+        fresh = job.method == "qlora" and not facts.quantized
+        config = nf4_config(job.quantization, precision, _left_out(empty, outside)) if fresh else None
+        model = _load(folder, empty.config, precision, device, config)
     model.requires_grad_(job.method == "full")
-    model.config.use_cache = False
+    freeze(model, outside)
+    model.config.get_text_config().use_cache = False
     keep_training_layout(model)
-    unquantized = left_in_16_bit(model) if job.method == "qlora" else {}
+    unquantized = left_in_16_bit(model, outside) if job.method == "qlora" else {}
     lean = model.get_memory_footprint()
     if job.quantization is not None and job.quantization.prepare_kbit_training:
         # Without checkpointing, which the trainer turns on where it is asked for.
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     held = model.get_memory_footprint()
     footprint = MemoryFootprint(
-        before_bytes=footprint_in_16_bit(folder), after_bytes=held, kbit_preparation_bytes=held - lean
+        before_bytes=empty.get_memory_footprint(), after_bytes=held, kbit_preparation_bytes=held - lean
     )
-    return Base(model, unquantized, footprint, _choices(job, model, unquantized, footprint))
+    return Base(model, unquantized, outside, footprint, _choices(job, model, unquantized, footprint))
 
 
-def footprint_in_16_bit(folder: Path) -> int:
-    """Return the bytes that the weights of the base in `folder` take in 16 bit, without loading them."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
-    return int(model.get_memory_footprint())
+def nf4_config(
+    quantization: Quantization | None, precision: Precision, left_out: list[str] | None = None
+) -> BitsAndBytesConfig:
+    """Return bitsandbytes' settings for `quantization`, computing in `precision`.
 
-
-def nf4_config(quantization: Quantization | None, precision: Precision) -> BitsAndBytesConfig:
-    """Return bitsandbytes' settings for `quantization`, computing in `precision`."""
+    Args:
+        left_out: modules to hold in 16 bit; otherwise the library chooses the head.
+    """
     asked = quantization or Quantization()
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=asked.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=asked.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=precision.compute,
+        llm_int8_skip_modules=left_out,
     )
 
 
-def _load(
-    folder: Path, precision: Precision, device: torch.device, config: BitsAndBytesConfig | None
-) -> PreTrainedModel:
-    options: dict[str, Any] = {} if config is None else {"quantization_config": config}
+@contextmanager
+def _bad_weights() -> Iterator[None]:
     try:
-        known = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        # Named here, so that nothing in the folder chooses it; some older architectures have the eager form only.
-        fused = getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(known)], "_supports_sdpa", False)
-        return AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=precision.base,
-            device_map={"": str(device)},
-            attn_implementation="sdpa" if fused else "eager",
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            **options,
-        )
+        yield
     except (ValueError, RuntimeError, KeyError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
             raise
@@ -116,6 +108,36 @@ def _load(
             param="model",
             hint="use an unaltered copy of the model",
         ) from error
+
+
+def _load(
+    folder: Path,
+    known: PreTrainedConfig,
+    precision: Precision,
+    device: torch.device,
+    config: BitsAndBytesConfig | None,
+) -> PreTrainedModel:
+    options: dict[str, Any] = {} if config is None else {"quantization_config": config}
+    # Named here, so that nothing in the folder chooses it; some older architectures have the eager form only.
+    fused = getattr(model_class(known), "_supports_sdpa", False)
+    return auto_class(known).from_pretrained(
+        folder,
+        dtype=precision.base,
+        device_map={"": str(device)},
+        attn_implementation="sdpa" if fused else "eager",
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        **options,
+    )
+
+
+def _left_out(model: PreTrainedModel, outside: list[str]) -> list[str] | None:
+    # A list of one's own replaces the library's, which has the head.
+    if not outside:
+        return None
+    head = model.get_output_embeddings()
+    return [*outside, *(name for name, module in model.named_modules() if module is head)]
 
 
 def keep_training_layout(model: torch.nn.Module) -> None:
@@ -129,12 +151,14 @@ def keep_training_layout(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def left_in_16_bit(model: torch.nn.Module) -> dict[str, int]:
-    """Return the weight matrices that are not 4-bit, by name: embeddings, head, fused experts."""
+def left_in_16_bit(model: torch.nn.Module, outside: list[str]) -> dict[str, int]:
+    """Return the weight matrices that are not 4-bit, by name: embeddings, head, fused experts; none of `outside`."""
     return {
         name: parameter.numel()
         for name, parameter in model.named_parameters()
-        if parameter.ndim >= 2 and getattr(parameter, "quant_state", None) is None
+        if parameter.ndim >= 2
+        and getattr(parameter, "quant_state", None) is None
+        and not name.startswith(tuple(f"{other}." for other in outside))
     }
 
 

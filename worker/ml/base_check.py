@@ -17,6 +17,7 @@ from worker.ml.base_config import (
     check_config,
     check_tokenizer_config,
     is_quantized,
+    text_part,
 )
 from worker.ml.base_files import bad, check_files, check_weights, read_json
 
@@ -58,12 +59,13 @@ def base_check(folder: Path, *, weights: bool = True) -> BaseFacts:
 
 
 def _facts(config: dict[str, Any]) -> BaseFacts:
+    text = text_part(config)
     return BaseFacts(
         architecture=config["architectures"][0],
         model_type=config["model_type"],
-        context=next((config[key] for key in CONTEXT_KEYS if config.get(key)), None),
-        vocab_size=config.get("vocab_size"),
-        num_layers=next((config[key] for key in LAYER_KEYS if config.get(key)), None),
+        context=next((text[key] for key in CONTEXT_KEYS if text.get(key)), None),
+        vocab_size=text.get("vocab_size"),
+        num_layers=next((text[key] for key in LAYER_KEYS if text.get(key)), None),
         quantized=is_quantized(config),
     )
 

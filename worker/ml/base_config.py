@@ -7,7 +7,7 @@ from typing import Any
 
 from worker.ml.base_files import bad
 
-# Causal language models that transformers has classes of its own for, whose linear layers bitsandbytes can quantise.
+# Language models that transformers has classes of its own for, whose linear layers bitsandbytes can quantise.
 # The library chooses the class by `model_type`, not by the architecture: both must be known, and belong together.
 MODEL_TYPES = {
     "ArceeForCausalLM": "arcee",
@@ -43,12 +43,33 @@ MODEL_TYPES = {
     "SmolLM3ForCausalLM": "smollm3",
     "StableLmForCausalLM": "stablelm",
     "Starcoder2ForCausalLM": "starcoder2",
+    # Vision-language models, of which the text is trained.
+    "Gemma3ForConditionalGeneration": "gemma3",
+    "LlavaForConditionalGeneration": "llava",
+    "Mistral3ForConditionalGeneration": "mistral3",
+    "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
+    "Qwen2VLForConditionalGeneration": "qwen2_vl",
+}
+# The library chooses the classes of their parts by type too.
+_PARTS: dict[str, dict[str, tuple[str | None, ...]]] = {
+    "gemma3": {"text_config": ("gemma3_text",), "vision_config": ("siglip_vision_model",)},
+    "llava": {
+        "text_config": ("llama", "mistral", "qwen2"),
+        "vision_config": ("clip_vision_model", "siglip_vision_model"),
+    },
+    "mistral3": {"text_config": ("mistral",), "vision_config": ("pixtral",)},
+    # These two have one class each for their parts, and files from before the parts had types.
+    "qwen2_vl": {"text_config": (None, "qwen2_vl_text"), "vision_config": (None, "qwen2_vl", "qwen2_vl_vision")},
+    "qwen2_5_vl": {
+        "text_config": (None, "qwen2_5_vl_text"),
+        "vision_config": (None, "qwen2_5_vl", "qwen2_5_vl_vision"),
+    },
 }
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers")
 _ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3")
 _DTYPES = ("float16", "bfloat16", "float32")
-_ROPE = (None, "default", "linear", "dynamic", "yarn", "longrope", "llama3", "su", "proportional")
+_ROPE = (None, "default", "linear", "dynamic", "yarn", "longrope", "llama3", "su", "proportional", "mrope", "axial")
 ACTIVATIONS = frozenset(
     {
         "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
@@ -100,6 +121,29 @@ def check_config(config: dict[str, Any]) -> None:
             raise bad(f"config.json sets {key}, which leads to other files or code", "remove the key")
         elif key in ("hidden_act", "hidden_activation", "activation_function", "activation"):
             _check_one_of(key, value, (None, *sorted(ACTIVATIONS)))
+    for part in (config, *_parts(config)):
+        _check_sizes(part)
+
+
+def text_part(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of `config.json` that is the language model's: all of it, unless there is a vision tower."""
+    part = config.get("text_config")
+    return part if isinstance(part, dict) else config
+
+
+def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    known = _PARTS.get(config["model_type"], {})
+    for key in ("text_config", "vision_config", "audio_config"):
+        part = config.get(key)
+        if part is None:
+            continue
+        if not isinstance(part, dict) or key not in known:
+            raise bad(f"config.json sets {key}, which a {config['model_type']!r} does not have", "remove the key")
+        _check_one_of(f"{key}.model_type", part.get("model_type"), known[key])
+        yield part
+
+
+def _check_sizes(config: dict[str, Any]) -> None:
     for key, most in _SIZES.items():
         value = config.get(key)
         if value is not None and (type(value) is not int or not 1 <= value <= most):

@@ -62,10 +62,10 @@ def measure(architecture: str) -> dict[str, Any]:
 
 
 def _built(architecture: str, variant: dict[str, Any]) -> Modules | None:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from worker.ml.adapters import modules_of
+    from worker.ml.towers import empty_model
 
     config = AutoConfig.for_model(MODEL_TYPES[architecture])
     if not all(hasattr(config, name) for name in variant):
@@ -77,8 +77,7 @@ def _built(architecture: str, variant: dict[str, Any]) -> Modules | None:
         config.head_dim = config.hidden_size // config.num_attention_heads
     if getattr(config, "num_key_value_heads", 0) is None:
         config.num_key_value_heads = config.num_attention_heads
-    with torch.device("meta"):
-        return modules_of(AutoModelForCausalLM.from_config(config))
+    return modules_of(empty_model(config))
 
 
 if __name__ == "__main__":

@@ -14,19 +14,27 @@ _WRAPPING = "base_model.model."
 
 
 def precision_report(
-    model: torch.nn.Module, precision: Precision, unquantized: dict[str, int], footprint: MemoryFootprint
+    model: torch.nn.Module,
+    precision: Precision,
+    footprint: MemoryFootprint,
+    *,
+    unquantized: dict[str, int],
+    outside: list[str],
 ) -> PrecisionRead:
     """Return how `model` is held: sums by format, and a line for each module that has parameters of its own.
 
     Args:
         unquantized: the weight matrices of a 4-bit base that stayed in 16 bit, with their parameters.
+        outside: modules that were never to be quantised.
     """
+    closed = tuple(f"{name}." for name in outside)
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for parameter in model.parameters():
         counts[_format(parameter)] += _num_weights(parameter)
         sizes[_format(parameter)] += parameter.numel() * parameter.element_size()
     four_bit = any(_is_4_bit(parameter) for parameter in model.parameters())
+    named = [(name.removeprefix(_WRAPPING), module) for name, module in model.named_modules()]
     return PrecisionRead(
         compute_dtype=dtype_name(precision.compute),
         adapter_dtype=dtype_name(precision.adapter),
@@ -35,8 +43,8 @@ def precision_report(
         left_in_16_bit=unquantized,
         memory_footprint=footprint,
         modules=[
-            _line(name.removeprefix(_WRAPPING), module, own, four_bit=four_bit)
-            for name, module in model.named_modules()
+            _line(name, module, own, four_bit=four_bit and not f"{name}.".startswith(closed))
+            for name, module in named
             if (own := list(module.parameters(recurse=False)))
         ],
     )

@@ -14,7 +14,7 @@ def save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None
     """Write `model` into `folder` in shards of 5 GB, after casting it to `dtype` in place: training is over."""
     for parameter in model.parameters():  # and no buffer: the rotary frequencies stay in fp32
         parameter.data = parameter.data.to(dtype)
-    model.config.use_cache = True
+    model.config.get_text_config().use_cache = True
     model.save_pretrained(folder, max_shard_size=_SHARD)
 
 

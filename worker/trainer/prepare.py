@@ -103,7 +103,9 @@ def _prepare_model(run: Run, facts: BaseFacts) -> None:
     set_seed(run.job.seed)
     grown = _grow_vocabulary(run, base.model)
     run.model = base.model if run.job.lora is None else _adapted(run, base.model, run.job.lora, grown=grown)
-    run.held = precision_report(run.model, run.precision, base.unquantized, base.footprint)
+    run.held = precision_report(
+        run.model, run.precision, base.footprint, unquantized=base.unquantized, outside=base.outside
+    )
     run.report |= {
         "trainable_parameters": trainable_count(run.model),
         "total_parameters": sum(run.held.parameters.values()),
@@ -118,7 +120,8 @@ def _grow_vocabulary(run: Run, base: PreTrainedModel) -> bool:
     if needed == rows:
         return False
     run.tell(grow(base, needed))
-    base.requires_grad_(run.job.method == "full")
+    base.get_input_embeddings().requires_grad_(run.job.method == "full")
+    base.get_output_embeddings().requires_grad_(run.job.method == "full")
     run.report |= {"vocabulary_grown": needed - rows, "vocabulary_rows": needed}
     return True
 

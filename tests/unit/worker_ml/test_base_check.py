@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from common.errors import InvalidInput
 from worker.ml.base_check import ARCHITECTURES, base_check
@@ -45,7 +48,8 @@ def test_a_good_base(tmp_path: Path):
 
 
 def test_every_architecture_is_one_that_transformers_has():
-    assert set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()) >= ARCHITECTURES
+    known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(), *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()}
+    assert known >= ARCHITECTURES
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from common.schemas.precision import ModulePrecision, PrecisionRead
 from tests.worker.trainer import tiny
 from tests.worker.trainer.conftest import Attempt, Go
-from worker.ml.base import footprint_in_16_bit
+from worker.ml.towers import empty_model
 
 PROJECTION = "model.layers.0.self_attn.q_proj"
 METHODS = ("qlora", "lora", "full")
@@ -63,10 +63,10 @@ def test_a_base_in_16_bit_has_nothing_to_quantise(go: Go, method: str, status: s
 
 
 def test_the_footprint_is_that_of_16_bit_weights_and_of_what_was_held(go: Go, base: Path):
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     measured = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).get_memory_footprint()
-    assert footprint_in_16_bit(base) == measured
+    assert empty_model(AutoConfig.from_pretrained(base)).get_memory_footprint() == measured
     sizes = {method: go(max_steps=1, method=method).result["precision"]["memory_footprint"] for method in METHODS}
     assert {size["before_bytes"] for size in sizes.values()} == {measured}
     assert sizes["lora"]["after_bytes"] == measured

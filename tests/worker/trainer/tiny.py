@@ -82,6 +82,33 @@ def build_family(folder: Path, model_type: str, **config: Any) -> Path:
     return folder
 
 
+def build_vision(folder: Path, model_type: str) -> Path:
+    """Write a vision-language base, with random weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    tokenizer = build_tokenizer(folder)
+    text: dict[str, Any] = {
+        "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None,
+    }  # fmt: skip
+    vision: dict[str, Any] = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    if model_type.startswith("qwen"):
+        text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}}
+        sizes = (64, "embed_dim", 32) if model_type == "qwen2_vl" else (32, "out_hidden_size", 64)
+        vision = {"depth": 2, "num_heads": 2, "intermediate_size": 64, "hidden_size": sizes[0], sizes[1]: sizes[2]}
+    torch.manual_seed(0)
+    known = AutoConfig.for_model(model_type)
+    parts = {"text_config": text, "vision_config": vision}
+    config = type(known)(**{name: type(getattr(known, name))(**part).to_dict() for name, part in parts.items()})
+    AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    return folder
+
+
 def chat_rows(count: int) -> list[dict[str, Any]]:
     return [
         {
