@@ -24,6 +24,8 @@ test: setup lint ## check the source, then run every test against real servers
 faults: setup ## inject 2,000 faults into the whole service, and judge it (two hours; stop it, it goes on where it was)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.faults --faults 2000 --seeds 20 --databases both --report docs/faults-report.json
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/faults/test_lifecycle_machine.py --machine-examples 20000
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/faults/test_saving_kills.py tests/faults/test_uploading_kills.py -rP \
+		--saving-kills 500 --uploading-kills 100
 
 lint: setup ## run ruff, the import rules and mypy
 	$(BIN)/ruff check .

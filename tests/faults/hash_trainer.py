@@ -5,6 +5,7 @@ an interrupted run must end in the same bytes as an undisturbed one. `metadata` 
 `step_s` (seconds a step), `fault` (`crash`, `oom`, `orphan`, `odd_words`, `hang`, `diverge`, `bad_input`, `device`,
 `full`) at step `fault_at`, in attempts up to `fault_attempts`. `trail` is a file to which each step appends a line,
 before anybody else hears of it: `time job epoch what step value`, a log that no fault of the service can touch.
+`ballast_bytes` makes checkpoints as large as real ones; a resume from one whose ballast is torn ends the attempt.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -92,15 +94,22 @@ class Run:
         self.step_s = float(metadata.get("step_s", 0.01))
         self.fault, self.fault_at = metadata.get("fault"), int(metadata.get("fault_at", 1))
         self.fault_attempts = int(metadata.get("fault_attempts", 10**6))
+        self.ballast_bytes = int(metadata.get("ballast_bytes", 0))
         self.trail = Trail(metadata.get("trail"), f"{self.spec.job_id} {self.spec.attempt}")
         self.step, self.value = self._start()
 
     def _start(self) -> tuple[int, str]:
         if self.spec.resume_from:
-            state = json.loads((self.folder / self.spec.resume_from / "state.json").read_text())
+            found = self.folder / self.spec.resume_from
+            state = json.loads((found / "state.json").read_text())
+            if self.ballast_bytes and (found / "ballast.bin").read_bytes() != self._ballast(state["value"]):
+                sys.exit("the ballast of the checkpoint is torn")
             return state["step"], state["value"]
         data = (self.folder / self.spec.train_file).read_bytes()
         return 0, hashlib.sha256(data + str(self.spec.job["seed"]).encode()).hexdigest()
+
+    def _ballast(self, value: str) -> bytes:
+        return random.Random(value).randbytes(self.ballast_bytes)
 
     def train(self) -> int:
         self.commands.run.wait()
@@ -131,10 +140,15 @@ class Run:
         partial = target.with_name(f"{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        state = json.dumps({"step": self.step, "value": self.value}).encode()
-        (partial / "state.json").write_bytes(state)
-        entry = {"sha256": hashlib.sha256(state).hexdigest(), "bytes": len(state)}
-        (partial / protocol.MANIFEST_FILE).write_text(json.dumps({"step": self.step, "files": {"state.json": entry}}))
+        files = {"state.json": json.dumps({"step": self.step, "value": self.value}).encode()}
+        if self.ballast_bytes:
+            files["ballast.bin"] = self._ballast(self.value)
+        for name, body in files.items():
+            (partial / name).write_bytes(body)
+        listed = {
+            name: {"sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)} for name, body in files.items()
+        }
+        (partial / protocol.MANIFEST_FILE).write_text(json.dumps({"step": self.step, "files": listed}))
         partial.rename(target)
         self.say(Checkpoint(self.step, str(target.relative_to(self.folder))))
 
