@@ -18,6 +18,7 @@ from common.settings import Settings
 
 _PARAM = "dataset"
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_KEY_BYTES = 1024
 _DATASET_ID = re.compile(r"[a-z]{1,8}_[0-9a-z]{1,32}")
 _HUB = re.compile(
     r"(?:datasets/)?([\w.-]{1,96}/[\w.-]{1,96}?)(?:@([\w.-]{1,128}))?(?:/([^\x00-\x1f]{1,512}))?", re.ASCII
@@ -122,6 +123,11 @@ def _s3(uri: str, settings: Settings, param: str) -> DatasetUri:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not _BUCKET.fullmatch(bucket) or not key:
         raise _refusal(param, "the URI names no object", "Write s3://bucket/key.", "dataset_uri")
+    if len(key.encode()) > _KEY_BYTES:
+        raise _refusal(param, f"the key has more than {_KEY_BYTES:,} bytes", "S3 has no such keys.", "dataset_uri")
+    # Signed as it stands, but whoever tidies paths on the way would look in another bucket; stores answer it with 400.
+    if {".", ".."} & set(re.split(r"[/\\]", key)):
+        raise _refusal(param, "a part of the key is . or ..", "Write the key without such parts.", "dataset_uri")
     # The artifact bucket holds every tenant's adapters, so it is refused even where an operator lists it by mistake.
     if bucket == settings.s3_bucket or bucket not in settings.dataset_buckets:
         readable = [name for name in settings.dataset_buckets if name != settings.s3_bucket]

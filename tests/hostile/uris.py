@@ -17,7 +17,10 @@ PRIVATE = [
 FORBIDDEN = [
         ("ftp://host/x", "dataset_scheme"), ("http://host/x", "dataset_scheme"), ("gopher://x", "dataset_scheme"),
         ("s3://artifacts/t/job/a1/adapter.tar.gz", "bucket_forbidden"), ("s3://other/x", "bucket_forbidden"),
-        ("s3://data", "dataset_uri"), ("s3://data/", "dataset_uri"), ("dataset:", "dataset_not_found"),
+        ("s3://data", "dataset_uri"), ("s3://data/", "dataset_uri"), ("s3://data/../artifacts/x", "dataset_uri"),
+        ("s3://data/a/../../artifacts/x", "dataset_uri"), ("s3://data/./x", "dataset_uri"),
+        ("s3://data/a\\..\\..\\x", "dataset_uri"), ("s3://data/a/..", "dataset_uri"),
+        ("s3://data/" + "é" * 600, "dataset_uri"), ("dataset:", "dataset_not_found"),
         ("dataset:../x", "dataset_not_found"), ("dataset:ds_A", "dataset_not_found"), ("hf://one", "dataset_uri"),
         ("hf://a/../b", "dataset_uri"), ("hf://a/b/../../c", "dataset_uri"), ("https://", "dataset_uri"),
         ("https://user:secret@host/x", "dataset_credentials"), ("https://host:99999/x", "dataset_uri"),

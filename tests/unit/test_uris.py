@@ -35,7 +35,8 @@ def test_refused(uri: str, code: str):
     "uri",
     [
         "https://8.8.8.8/x", "https://example.org:8443/a?b=c", "https://[2606:4700::1111]/x", "s3://data/a/b.jsonl",
-        "s3://data/a file%20.jsonl", "dataset:ds_01h2", "hf://org/name", "hf://org/name@v1.0/data/train.jsonl", "hf://datasets/org/name",
+        "s3://data/a file%20.jsonl", "s3://data/..a/b..", "s3://data/" + "é" * 512,
+        "dataset:ds_01h2", "hf://org/name", "hf://org/name@v1.0/data/train.jsonl", "hf://datasets/org/name",
     ],
 )  # fmt: skip
 def test_taken(uri: str):

@@ -10,6 +10,7 @@ import pytest
 
 from common.context import Context
 from common.errors import InfraError, InvalidInput, TooLarge
+from common.schemas.jobs import JobSpec
 from common.settings import Settings
 from tests.worker.peers import REVISION, Answer, Hub, certificate, serve
 from worker import bases, fetch, guard
@@ -187,6 +188,27 @@ def test_s3_from_a_listed_bucket(installation: Context, s3, tmp_path: Path):
     assert got(context, f"s3://{bucket}/a/b.jsonl", tmp_path) == ("dataset/train.jsonl", ROWS)
     with pytest.raises(InvalidInput, match="nothing at"):
         got(context, f"s3://{bucket}/missing.jsonl", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key", ["my rows.jsonl", "a%20b+c.jsonl", "é?x=1#y.jsonl", "..a/%2e%2e/b...jsonl", "a//b.jsonl"]
+)
+def test_an_s3_key_is_taken_as_it_stands(installation: Context, s3, tmp_path: Path, key: str):
+    bucket = s3.new_bucket()
+    s3.client().put_object(Bucket=bucket, Key=key, Body=ROWS)
+    context = changed(installation, dataset_buckets=[bucket])
+    uri = JobSpec(model="org/name", dataset=f"s3://{bucket}/{key}").dataset
+    assert got(context, uri, tmp_path) == ("dataset/train.jsonl", ROWS)
+
+
+@pytest.mark.parametrize("way", ["..", "a/../..", r"..\..", "a/%2e%2e/../.."])
+def test_no_s3_key_leads_into_the_artifact_bucket(installation: Context, s3, tmp_path: Path, way: str):
+    bucket, own = s3.new_bucket(), installation.settings.s3_bucket
+    s3.client().put_object(Bucket=own, Key="other/adapter.jsonl", Body=ROWS)
+    context = changed(installation, dataset_buckets=[bucket])
+    with pytest.raises(InvalidInput, match=r"part of the key is \. or \.\.") as refusal:
+        got(context, f"s3://{bucket}/{way}/{own}/other/adapter.jsonl", tmp_path)
+    assert refusal.value.param == "dataset"
 
 
 def test_never_the_artifact_bucket(installation: Context, tmp_path: Path):
