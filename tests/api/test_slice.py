@@ -85,7 +85,7 @@ def test_how_each_module_was_held_is_read_from_what_was_published(api: Api, clie
     line = {"name": "lm_head", "class": "Linear", "dtype": "bfloat16", "bits": 16, "parameters": 4, "trained": 0}
     report = {
         "compute_dtype": "bfloat16", "adapter_dtype": "bfloat16", "parameters": {"nf4": 8}, "bytes": {"nf4": 4},
-        "left_in_16_bit": {}, "memory_footprint": {"before_bytes": 20, "after_bytes": 12},
+        "left_in_16_bit": {}, "memory_footprint": {"before_bytes": 20, "after_bytes": 12, "kbit_preparation_bytes": 0},
         "modules": [line | {"status": "not_quantizable"}],
     }  # fmt: skip
     prefix = keys.attempt(claim.tenant, claim.job_id, claim.epoch)

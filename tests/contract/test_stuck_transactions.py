@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -44,6 +45,20 @@ def test_a_checkpoint_that_is_told_twice_is_kept_once(jobs: Jobs):
     with jobs.sessions.read() as session:
         assert [found.step for found in queries.checkpoints(session, claim.job_id)] == [5]
     assert jobs.events(claim.job_id).count("job.checkpointed") == 1
+
+
+def test_a_checkpoint_that_is_told_twice_at_once_is_kept_once(jobs: Jobs):
+    claim = jobs.running()
+    both = threading.Barrier(2)
+
+    def tell(step: int) -> None:
+        both.wait(10)
+        jobs.do(lifecycle.checkpointed, claim, step=step, prefix="p/", manifest_sha256="f" * 64, num_bytes=10)
+
+    with ThreadPoolExecutor(2) as pool:
+        for step in range(1, 9):
+            list(pool.map(tell, (step, step)))
+    assert jobs.events(claim.job_id).count("job.checkpointed") == 8
 
 
 def test_metrics_that_are_told_twice_are_shown_once(jobs: Jobs):

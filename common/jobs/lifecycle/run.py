@@ -115,6 +115,8 @@ def checkpointed(
 
     Telling it twice changes nothing: the answer to the first commit may have been lost with its connection.
     """
+    # One after the other, or two that are told at the same moment would both find nothing there.
+    session.execute(select(jobs.c.id).where(jobs.c.id == claim.job_id).with_for_update())
     same = (CheckpointRow.job_id == claim.job_id, CheckpointRow.epoch == claim.epoch, CheckpointRow.step == step)
     if session.scalar(select(CheckpointRow.step).where(*same)) is not None:
         return
