@@ -143,6 +143,8 @@ class Proxy:
             link.reset()
         finally:
             self._links.discard(link)
+            for end in link.writers:
+                end.close()
 
     async def _connect(self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self._flowing.wait()
@@ -158,8 +160,6 @@ class Proxy:
         for pump in done:
             if pump.exception() is not None:
                 link.reset()
-        for end in link.writers:
-            end.close()
 
     async def _pump(self, link: Link, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         while data := await source.read(_CHUNK_BYTES):

@@ -14,11 +14,6 @@ import pytest
 from tests.faults.stack import Stack, own_folder, running
 from tests.processes import wait_until
 
-# The proxy leaves connections that it stalled to the garbage collector, which says so in whatever test runs by then.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
-
 ANSWER_S = 6.0
 RESUME_S = 30.0
 OUTAGE_S = 8.0
