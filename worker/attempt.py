@@ -166,7 +166,7 @@ class Attempt:
     def _watch(self, child: Child[Message]) -> None:
         """Record what the child says, until it has no more to say; stop it when that is wished or it hangs."""
         stop_by: float | None = None
-        step, step_at = -1, time.monotonic()
+        heard_at = time.monotonic()
         while True:
             try:
                 message = child.messages.get(timeout=_POLL_S)
@@ -177,14 +177,14 @@ class Attempt:
                 if message is None:
                     return
                 self._hear(message)
+                heard_at = time.monotonic()
             now = time.monotonic()
-            if self._recorder.step != step:
-                step, step_at = self._recorder.step, now
             stop_by = self._obey(child, stop_by, now)
-            if now - step_at > self._settings.progress_deadline_s:
-                self._failed = Failed("hung", f"No step for {self._settings.progress_deadline_s:.0f} s.")
+            if now - heard_at > self._settings.progress_deadline_s:
+                silent = f"The trainer has said nothing for {self._settings.progress_deadline_s:.0f} s."
+                self._failed = Failed("hung", silent)
                 child.kill()
-                step_at = now
+                heard_at = now
             self._recorder.flush_if_due()
 
     def _obey(self, child: Child[Message], stop_by: float | None, now: float) -> float | None:

@@ -71,6 +71,15 @@ def local(name: str, settings: Settings) -> Base:
             code="base_not_found",
             hint=_choices(settings),
         )
+    return in_folder(folder, name)
+
+
+def in_folder(folder: Path, name: str) -> Base:
+    """Return the base in `folder`, by the public id and revision in its `tunery.json`, or else by `name`.
+
+    Raises:
+        InvalidInput: its weights are no safetensors.
+    """
     _refuse_pickles(name, [path.name for path in folder.iterdir()])
     card = folder / "tunery.json"
     public: dict[str, Any] = json.loads(card.read_text()) if card.is_file() else {}

@@ -29,7 +29,6 @@ class Recorder:
         self._events: list[Event] = []
         self._metrics: list[MetricPoint] = []
         self._flushed_at = 0.0
-        self.step = 0
 
     def take(self, message: Message) -> None:
         """Remember a message that belongs into the job's history; others are not this class's."""
@@ -38,7 +37,6 @@ class Recorder:
         elif isinstance(message, Note):
             self._events.append(Event(message.name, message.message, message.level, message.data))
         elif isinstance(message, Progress):
-            self.step = message.step
             self._progress |= {
                 "step": message.step,
                 "max_steps": message.max_steps,

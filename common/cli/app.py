@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from common.cli import admin, datasets, demo, doctor, jobs, keys, quota, servers, state, workers
+from common.cli import admin, chat, datasets, demo, doctor, jobs, keys, quota, servers, state, workers
 from common.cli.download import download
 from common.cli.failures import Guarded
+from common.cli.serve import serve
 from common.cli.submit import submit
 from common.cli.watch import logs, watch
 
@@ -50,7 +51,7 @@ def options(
 _COMMANDS = (
     *(submit, jobs.ls, jobs.show, watch, logs, jobs.cancel, jobs.pause, jobs.resume, jobs.retry, download),
     *(quota.reorder, quota.quota, workers.models),
-    *(servers.up, servers.worker, servers.sweeper, doctor.doctor, demo.demo),
+    *(servers.up, servers.worker, servers.sweeper, serve, chat.chat, doctor.doctor, demo.demo),
 )
 for _command in _COMMANDS:
     app.command()(_command)

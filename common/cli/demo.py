@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from common.client import Job, Tunery
     from common.embedded.children import Children
 
-_COMPARE = "worker.trainer.compare"
 _READY_S = 120.0
-_COMPARE_S = 300.0
+_ANSWER_TOKENS = 48
 # `tunery up` gives its workers time for a checkpoint; the demo's job is over by then, or not wanted any more.
 _STOP_S = 30.0
 
@@ -143,32 +142,21 @@ def _train(client: Tunery, examples: Path) -> Job:
 def _compare(base: Path, folder: Path, examples: Path) -> None:
     """Let the bare base and the adapter answer the same questions, and show both."""
     from common import settings
-    from common.embedded.children import Child, run_to_end
+    from common.cli import asking
+    from common.cli.chat import show_compared
 
-    out = folder / "answers.json"
-    arguments = ("--base", base, "--adapter", folder / "adapter", "--prompts", examples / "prompts.json", "--out", out)
-    argv = (sys.executable, "-m", _COMPARE, *(str(item) for item in arguments))
+    prompts: list[str] = json.loads((examples / "prompts.json").read_text())
     typer.echo("asking the base and the adapter the same questions")
-    log = folder / "stack" / "logs" / "compare.log"
-    run_to_end(Child("the comparison", argv, settings.trainer_environment(), log), _COMPARE_S)
-    _show_answers(json.loads(out.read_text()))
-
-
-def _show_answers(answers: list[dict[str, str]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from common.cli import screen
-
-    console = screen.stdout()
-    if not console.is_terminal:
-        for answer in answers:
-            for name in ("prompt", "base", "adapter"):
-                console.print(f"{name + ':':<8} {screen.sentence(answer[name])}")
-        return
-    grid = Table(show_lines=True)
-    for title in ("question", "base alone", "with the adapter"):
-        grid.add_column(title, ratio=1)
-    for answer in answers:
-        grid.add_row(*(Text(screen.sentence(answer[name])) for name in ("prompt", "base", "adapter")))
-    console.print(grid)
+    # In 16 bit, which a CPU does not have to make first.
+    arguments, environment = ("--method", "lora"), settings.child_environment({})
+    adapters = {"adapter": folder / "adapter"}
+    answers = []
+    with asking.local(str(base), adapters, arguments, environment, lambda line: typer.echo(line, err=True)) as client:
+        asker = asking.Asker(client, {"max_tokens": _ANSWER_TOKENS, "temperature": 0})
+        models = [asker.base(), "adapter"]
+        for prompt in prompts:
+            turns: asking.Messages = [{"role": "user", "content": prompt}]
+            before, after = asker.ask_all(models, [turns, turns])
+            answers.append({"prompt": prompt, "base": before.text.strip(), "adapter": after.text.strip()})
+    (folder / "answers.json").write_text(json.dumps(answers, indent=1, ensure_ascii=False) + "\n")
+    show_compared(answers)

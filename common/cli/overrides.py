@@ -22,6 +22,7 @@ _OWN_OPTIONS = {
     "validation_dataset": "--validation",
     "validation_split": "--validation-split",
     "chat_template": "--chat-template FILE",
+    "sample_prompts": "--sample",
     "dataset": "the first argument",
 }
 

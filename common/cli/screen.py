@@ -54,6 +54,11 @@ def sentence(value: Any) -> str:
     return "".join(character if character.isprintable() else " " for character in str(value))
 
 
+def paragraph(value: Any) -> str:
+    """Return a text from outside with its line breaks and tabs, but without the other control characters."""
+    return "".join(character if character.isprintable() or character in "\n\t" else " " for character in str(value))
+
+
 @dataclass(frozen=True)
 class Column:
     """A column: its title, and the cell for a row. Columns with a higher `spare` leave first where room is short."""

@@ -30,6 +30,12 @@ def submit(
     ] = None,
     method: Annotated[str | None, typer.Option(help="qlora (4-bit base), lora (16 bit) or full (no adapter).")] = None,
     suffix: Annotated[str | None, typer.Option(help="A name for the adapter.")] = None,
+    export: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--export", help="Besides the adapter: merged, merged_dequantized or merged_4bit. Repeat it for more."
+        ),
+    ] = None,
     validation: Annotated[str | None, typer.Option(help="A file or URI to evaluate on.", metavar="FILE_OR_URI")] = None,
     validation_split: Annotated[
         float | None, typer.Option(help="Share of the rows to hold out and evaluate on, up to 0.5.", metavar="SHARE")
@@ -37,6 +43,10 @@ def submit(
     chat_template: Annotated[
         Path | None,
         typer.Option(help="A file with a Jinja chat template.", metavar="FILE", exists=True, dir_okay=False),
+    ] = None,
+    sample: Annotated[
+        list[str] | None,
+        typer.Option(help="A prompt to ask at each checkpoint, up to 8; `validation` asks validation rows."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
     priority: Annotated[int | None, typer.Option(help="-100 to 100; higher runs first.")] = None,
@@ -69,8 +79,12 @@ def submit(
     fields |= parse_sets(settings or [])
     if not_before is not None:
         fields["not_before"] = parse_moment(not_before, "--not-before")
+    if export:
+        fields["export"] = export
     if metadata:
         fields["metadata"] = parse_labels(metadata)
+    if sample:
+        fields["sample_prompts"] = "validation" if sample == ["validation"] else sample
     if chat_template is not None:
         fields["chat_template"] = chat_template.read_text(encoding="utf-8")
     options = state.of(ctx)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from common.client.errors import ServerNotFound
 
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 UP_FILE = "up.json"
 KEY_FILE = "api-key"
+ENVIRONMENT_FILE = "environment.json"
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,24 @@ def find_server(url: str | None = None, api_key: str | None = None, data_dir: Pa
     if key is None and local_url is not None and chosen == _checked_url(local_url):
         key = _read(folder / KEY_FILE)
     return Address(chosen, _checked_key(key))
+
+
+def find_key(url: str, data_dir: Path | None = None) -> str | None:
+    """Return the key for a `tunery serve`: `TUNERY_API_KEY`; otherwise, if it is on this machine, `tunery up`'s."""
+    from common.settings import client_address
+
+    _, env_key, env_dir = client_address()
+    here = urlsplit(url).hostname in _LOOPBACK
+    return _checked_key(env_key or (_read((data_dir or env_dir) / KEY_FILE) if here else None))
+
+
+def environment_of_up(data_dir: Path) -> dict[str, str]:
+    """Return the settings of a running `tunery up`, as environment variables; none where none runs."""
+    try:
+        document: dict[str, str] = json.loads((data_dir / ENVIRONMENT_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return document
 
 
 def _up_url(folder: Path) -> str | None:

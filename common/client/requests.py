@@ -34,6 +34,7 @@ class JobFields(TypedDict, total=False):
     method: str
     suffix: str | None
     chat_template: str | None
+    sample_prompts: list[str] | str | None
     hyperparameters: Options
     lora: Options
     quantization: Options | None

@@ -34,6 +34,13 @@ def row(session: Session, tenant: str, job_id: str) -> JobRow:
     return found
 
 
+def succeeded_over(session: Session, tenant: str, base_id: str, base_revision: str | None) -> list[JobRow]:
+    """Return the succeeded jobs of the tenant over exactly that base, newest first, a thousand at most."""
+    same_base = (JobRow.base_id == base_id, JobRow.base_revision.is_not_distinct_from(base_revision))
+    query = select(JobRow).where(JobRow.tenant == tenant, JobRow.status == "succeeded", *same_base)
+    return list(session.scalars(query.order_by(JobRow.id.desc()).limit(1000)))
+
+
 def owned(session: Session, tenant: str, job_ids: Sequence[str]) -> set[str]:
     """Return those of `job_ids` that are jobs of the tenant."""
     return set(session.scalars(select(JobRow.id).where(JobRow.tenant == tenant, JobRow.id.in_(job_ids))))

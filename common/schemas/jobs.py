@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, model_validator
 
+from common.schemas.exports import Exports
 from common.schemas.hyperparameters import Hyperparameters
 from common.schemas.lora import Lora, Quantization
 from common.schemas.methods import Method, check_parts, fill_in
@@ -47,6 +48,11 @@ DatasetUri = Annotated[str, Field(max_length=2048), AfterValidator(no_nul), Afte
 Suffix = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 # The longest of a known family has some 17,000 characters.
 ChatTemplate = Annotated[Text, Field(min_length=1, max_length=65_536)]
+# Asked at each checkpoint: the request's own, or the first validation rows.
+SamplePrompts = (
+    Annotated[list[Annotated[Text, Field(min_length=1, max_length=4096)]], Field(min_length=1, max_length=8)]
+    | Literal["validation"]
+)
 Metadata = Annotated[
     dict[Annotated[Text, Field(min_length=1, max_length=64)], Annotated[Text, Field(max_length=512)]],
     Field(max_length=16),
@@ -74,6 +80,7 @@ class JobSpec(Strict):
     method: Method = "qlora"
     suffix: Suffix | None = None
     chat_template: ChatTemplate | None = None
+    sample_prompts: SamplePrompts | None = None
     hyperparameters: Hyperparameters = Hyperparameters()
     lora: Lora | None = None
     quantization: Quantization | None = None
@@ -81,7 +88,7 @@ class JobSpec(Strict):
     priority: Priority = 0
     not_before: NotBefore | None = None
     metadata: Metadata = {}
-    export: Annotated[list[Literal["adapter", "model"]], Field(min_length=1, max_length=1)] = ["adapter"]
+    export: Exports = ["adapter"]
 
     @model_validator(mode="before")
     @classmethod
@@ -90,7 +97,7 @@ class JobSpec(Strict):
 
     @model_validator(mode="after")
     def _parts_fit_the_method(self) -> JobSpec:
-        check_parts(self.method, self.lora, self.quantization, list(self.export))
+        check_parts(self.method, self.lora, self.quantization, self.export)
         return self
 
     @model_validator(mode="after")
@@ -102,6 +109,8 @@ class JobSpec(Strict):
         for name in ("early_stopping_patience", "load_best_model_at_end"):
             if getattr(self.hyperparameters, name) not in (0, False, "auto"):
                 raise ValueError(f"hyperparameters.{name}: needs a validation_dataset or a validation_split")
+        if self.sample_prompts == "validation":
+            raise ValueError('sample_prompts: "validation" needs a validation_dataset or a validation_split')
         return self
 
     @property
@@ -181,6 +190,7 @@ class JobRead(BaseModel):
     method: str
     suffix: str | None
     chat_template: str | None = None
+    sample_prompts: list[str] | str | None = None
     hyperparameters: Hyperparameters
     lora: Lora | None
     quantization: Quantization | None

@@ -67,7 +67,8 @@ class Lora(Strict):
 class Quantization(Strict):
     """How the frozen base is held: bitsandbytes' names.
 
-    `prepare_kbit_training` is peft's preparation: norms, embeddings and head in fp32.
+    `prepare_kbit_training` is peft's preparation: norms, embeddings and head in fp32. `device_map` "auto" lets layers
+    that the card has no room for wait in host memory.
     """
 
     load_in_4bit: bool = True
@@ -75,9 +76,14 @@ class Quantization(Strict):
     bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     bnb_4bit_use_double_quant: bool = True
     prepare_kbit_training: bool = False
+    device_map: Literal["single", "auto"] = "single"
 
     @model_validator(mode="after")
-    def _prepares_a_4_bit_base(self) -> Quantization:
-        if self.prepare_kbit_training and not self.load_in_4bit:
-            raise ValueError("prepare_kbit_training: is for a base in 4 bit; leave it out, or set load_in_4bit")
+    def _fit_a_4_bit_base(self) -> Quantization:
+        for name, asked in (
+            ("prepare_kbit_training", self.prepare_kbit_training),
+            ("device_map", self.device_map == "auto"),
+        ):
+            if asked and not self.load_in_4bit:
+                raise ValueError(f"{name}: is for a base in 4 bit; leave it out, or set load_in_4bit")
         return self

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
+from common.schemas.exports import Export, check_exports
 from common.schemas.lora import Lora, Quantization
 
 Method = Literal["qlora", "lora", "full"]
@@ -26,7 +28,7 @@ def fill_in(data: dict[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def check_parts(method: Method, lora: Lora | None, quantization: Quantization | None, export: list[str]) -> None:
+def check_parts(method: Method, lora: Lora | None, quantization: Quantization | None, export: Sequence[Export]) -> None:
     """Raise ValueError, beginning with the field, if the parts of a request do not fit its method."""
     four_bit = quantization is not None and quantization.load_in_4bit
     if method == "qlora" and not four_bit:
@@ -37,11 +39,12 @@ def check_parts(method: Method, lora: Lora | None, quantization: Quantization | 
         raise ValueError('quantization.load_in_4bit: method "full" trains the weights themselves; use method "qlora"')
     if method == "full" and lora is not None:
         raise ValueError('lora: method "full" has no adapter; leave it out, or use method "lora"')
-    if (method == "full") != ("model" in export):
-        raise ValueError('export: method "full" makes a "model", and the others do not')
+    check_exports(export, method)
     # PiSSA and OLoRA would quantise what they leave of the base anew: a base that nobody else has.
     if method == "qlora" and lora is not None and (lora.changes_base or lora.init_lora_weights == "orthogonal"):
         raise ValueError(
             f'lora.init_lora_weights: "{lora.init_lora_weights}" needs a 16-bit base; '
             'use method "lora", or init_lora_weights true'
         )
+    if lora is not None and lora.use_dora and quantization is not None and quantization.device_map == "auto":
+        raise ValueError('lora.use_dora: measures weights that quantization.device_map "auto" may have moved away')

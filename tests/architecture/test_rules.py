@@ -62,9 +62,13 @@ def test_only_settings_reads_the_environment():
     assert readers == {"common/settings.py"}
 
 
+# What runs in child processes.
+CHILDREN = ("worker/trainer/", "worker/ml/", "worker/data/", "worker/serve/engine/")
+
+
 def test_the_supervisors_side_knows_of_the_trainer_only_its_protocol():
     for path, tree in sources():
-        if not path.startswith("worker/") or path.split("/")[1] in ("trainer", "ml", "data"):
+        if not path.startswith("worker/") or path.startswith(CHILDREN):
             continue
         names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
         names += [f"{node.module}.{item.name}" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)

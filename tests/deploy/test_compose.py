@@ -28,11 +28,11 @@ _SECRETS = {
     "S3_ACCESS_KEY_ID": "s3-key",
     "S3_SECRET_ACCESS_KEY": "s3-secret",
 }
-_OURS = ("migrate", "api", "preflight", "sweeper", "worker")
+_OURS = ("migrate", "api", "preflight", "sweeper", "worker", "serve")
 
 
 def _config(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [str(_COMPOSE), "-f", "docker-compose.yml", "config", *arguments]
+    command = [str(_COMPOSE), "-f", "docker-compose.yml", "--profile", "serve", "config", *arguments]
     # An env file of our own: a developer's .env must not decide what the tests see.
     values = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "COMPOSE_ENV_FILES": os.devnull, **environment}
     return subprocess.run(command, cwd=_ROOT, env=values, capture_output=True, text=True, timeout=60, check=False)
@@ -94,7 +94,7 @@ def test_its_command_runs_with_what_its_image_installs(services: dict[str, Any],
 
 def test_secrets_reach_only_those_that_use_them(services: dict[str, Any]) -> None:
     fetching = {name for name, service in services.items() if f"{PREFIX}HF_TOKEN" in service.get("environment", {})}
-    assert fetching == {"preflight", "worker"}
+    assert fetching == {"preflight", "worker", "serve"}
 
 
 def test_everything_waits_for_what_it_needs(services: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ def test_everything_waits_for_what_it_needs(services: dict[str, Any]) -> None:
     healthy = "service_healthy"
     assert conditions["migrate"] == {"postgres": healthy, "redis": healthy, "s3": healthy}
     migrated = {"migrate": "service_completed_successfully", "redis": healthy, "s3": healthy}
-    for name in ("api", "preflight", "sweeper", "worker"):
+    for name in ("api", "preflight", "sweeper", "worker", "serve"):
         assert conditions[name] == migrated
     for name in ("postgres", "redis", "s3", "api"):
         assert "healthcheck" in services[name], f"others wait for {name}, which says nothing of its health"
@@ -119,9 +119,15 @@ def test_the_worker_reserves_gpus_and_has_time_to_give_a_job_back(services: dict
     assert float(worker["environment"]["TUNERY_STOP_GRACE_S"]) + 30 <= 120
 
 
-def test_only_api_and_store_are_published_and_on_loopback(services: dict[str, Any]) -> None:
+def test_serving_is_optional_and_takes_one_card(services: dict[str, Any]) -> None:
+    assert services["serve"]["profiles"] == ["serve"]
+    (device,) = services["serve"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["device_ids"] == ["0"]
+
+
+def test_only_what_clients_reach_is_published_and_on_loopback(services: dict[str, Any]) -> None:
     published = {name: service["ports"] for name, service in services.items() if service.get("ports")}
-    assert set(published) == {"api", "s3"}
+    assert set(published) == {"api", "s3", "serve"}
     assert all(port["host_ip"] == "127.0.0.1" for ports in published.values() for port in ports)
 
 

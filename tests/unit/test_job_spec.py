@@ -58,6 +58,8 @@ def test_each_method_has_its_parts():
         ({"export": ["model"]}, "export: method"),
         ({"method": "lora", "quantization": {}}, "quantization.load_in_4bit"),
         ({"quantization": {"load_in_4bit": False}}, "quantization.load_in_4bit"),
+        ({"lora": {"use_dora": True}, "quantization": {"device_map": "auto"}}, "lora.use_dora"),
+        ({"method": "lora", "quantization": {"load_in_4bit": False, "device_map": "auto"}}, "base in 4 bit"),
         ({"method": "lora", "quantization": {"load_in_4bit": False, "prepare_kbit_training": True}}, "base in 4 bit"),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -133,10 +134,12 @@ def _bad(message: str, modules: Modules) -> InvalidInput:
 def set_adapter_dtype(model: PeftModel, dtype: torch.dtype) -> None:
     """Cast the LoRA matrices to `dtype`, and what else is trained to fp32: its steps are too small for 16 bit.
 
-    In place, so that an optimizer may already hold the parameters.
+    In place, so that an optimizer may already hold the parameters. The biases of 4-bit layers stay as they are:
+    bitsandbytes 0.50 casts them to the compute dtype in each pass, in place.
     """
+    quantized = {id(module.bias) for module in model.modules() if isinstance(module, Linear4bit)}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and id(parameter) not in quantized:
             wanted = dtype if any(f".{factor}." in name for factor in _FACTORS) else torch.float32
             parameter.data = parameter.data.to(wanted)
 

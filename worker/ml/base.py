@@ -21,6 +21,7 @@ from common.schemas.jobs import JobSpec
 from common.schemas.lora import Quantization
 from common.schemas.precision import MemoryFootprint
 from worker.ml.base_check import BaseFacts
+from worker.ml.offload import Plan, decoder_layers, plan_offload, quantize_onto, room_for_weights
 from worker.ml.options import Choice
 from worker.ml.precision import Precision
 from worker.ml.towers import auto_class, empty_model, freeze, model_class, outside_text
@@ -31,12 +32,13 @@ class Base:
     """The loaded base.
 
     `unquantized` names the weight matrices that stayed in 16 bit, with their parameters; `outside` the modules that no
-    text passes through: a vision tower.
+    text passes through: a vision tower. `plan`: which layers wait in host memory, if any.
     """
 
     model: PreTrainedModel
     unquantized: dict[str, int]
     outside: list[str]
+    plan: Plan | None
     footprint: MemoryFootprint
     choices: tuple[Choice, ...]
 
@@ -59,8 +61,14 @@ def load_base(folder: Path, job: JobSpec, facts: BaseFacts, precision: Precision
         outside = outside_text(empty)
         # A checkpoint that is stored in 4 bit brings its own settings.
         fresh = job.method == "qlora" and not facts.quantized
-        config = nf4_config(job.quantization, precision, _left_out(empty, outside)) if fresh else None
-        model = _load(folder, empty.config, precision, device, config)
+        left_out = _left_out(empty, outside)
+        config = nf4_config(job.quantization, precision, left_out) if fresh else None
+        plan = _plan(job, empty, left_out, device)
+        if plan is None:
+            model = _load(folder, empty.config, precision.base, device, config)
+        else:
+            model = _load(folder, empty.config, precision.base, torch.device("cpu"), None)
+            quantize_onto(model, config or model.config.quantization_config, left_out, device, plan)
     model.requires_grad_(job.method == "full")
     freeze(model, outside)
     model.config.get_text_config().use_cache = False
@@ -74,7 +82,10 @@ def load_base(folder: Path, job: JobSpec, facts: BaseFacts, precision: Precision
     footprint = MemoryFootprint(
         before_bytes=empty.get_memory_footprint(), after_bytes=held, kbit_preparation_bytes=held - lean
     )
-    return Base(model, unquantized, outside, footprint, _choices(job, model, unquantized, footprint))
+    choices = _choices(job, model, unquantized, footprint)
+    if plan is not None:
+        choices += (plan.choice(len(decoder_layers(model))),)
+    return Base(model, unquantized, outside, plan, footprint, choices)
 
 
 def nf4_config(
@@ -95,6 +106,25 @@ def nf4_config(
     )
 
 
+def four_bit_config(folder: Path, quantization: Quantization | None, precision: Precision) -> BitsAndBytesConfig:
+    """Return the settings by which training holds the base of `folder` in 4 bit."""
+    empty = empty_model(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+    return nf4_config(quantization, precision, _left_out(empty, outside_text(empty)))
+
+
+def load_weights(
+    folder: Path, dtype: torch.dtype | str, device: torch.device, config: BitsAndBytesConfig | None = None
+) -> PreTrainedModel:
+    """Return the model of `folder` on `device`, in `dtype` ("auto": as it is stored), in 4 bit if `config` says so.
+
+    Raises:
+        InvalidInput: the weights do not fit the configuration.
+    """
+    with _bad_weights():
+        known = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return _load(folder, known, dtype, device, config)
+
+
 @contextmanager
 def _bad_weights() -> Iterator[None]:
     try:
@@ -113,7 +143,7 @@ def _bad_weights() -> Iterator[None]:
 def _load(
     folder: Path,
     known: PreTrainedConfig,
-    precision: Precision,
+    dtype: torch.dtype | str,
     device: torch.device,
     config: BitsAndBytesConfig | None,
 ) -> PreTrainedModel:
@@ -122,7 +152,7 @@ def _load(
     fused = getattr(model_class(known), "_supports_sdpa", False)
     return auto_class(known).from_pretrained(
         folder,
-        dtype=precision.base,
+        dtype=dtype,
         device_map={"": str(device)},
         attn_implementation="sdpa" if fused else "eager",
         use_safetensors=True,
@@ -130,6 +160,13 @@ def _load(
         local_files_only=True,
         **options,
     )
+
+
+def _plan(job: JobSpec, empty: PreTrainedModel, left_out: list[str] | None, device: torch.device) -> Plan | None:
+    room = room_for_weights(device)
+    if room is None or job.quantization is None or job.quantization.device_map != "auto":
+        return None
+    return plan_offload(empty, job.quantization, left_out, room)
 
 
 def _left_out(model: PreTrainedModel, outside: list[str]) -> list[str] | None:

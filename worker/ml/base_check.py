@@ -6,10 +6,12 @@ refused by what its files say, before any library opens them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.errors import InvalidInput
 from worker.ml.base_config import (
     CONTEXT_KEYS,
     LAYER_KEYS,
@@ -56,6 +58,17 @@ def base_check(folder: Path, *, weights: bool = True) -> BaseFacts:
     _check_tokenizer(folder)
     check_weights(folder, required=weights)
     return facts
+
+
+def check_forms(exports: Sequence[str], facts: BaseFacts) -> None:
+    """Raise InvalidInput unless the base has what the merged models in `exports` are made of."""
+    if facts.quantized and "merged" in exports:
+        raise InvalidInput(
+            'export: "merged" needs the 16-bit weights of the base, but this one is stored in 4 bit',
+            code="bad_export",
+            param="export",
+            hint='use "merged_dequantized" or "merged_4bit", or the 16-bit version of the model',
+        )
 
 
 def _facts(config: dict[str, Any]) -> BaseFacts:

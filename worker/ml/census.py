@@ -19,7 +19,10 @@ _LOSS_WORDS = {
 
 @dataclass
 class Census:
-    """Sums over the examples of one file. Lengths are in tokens, after the cut; `highest` is the highest token."""
+    """Sums over the examples of one file. Lengths are in tokens, after the cut; `highest` is the highest token.
+
+    `plain`: the rows are texts, no conversations. The first row of a file decides that for all.
+    """
 
     max_length: int
     rows: int = 0
@@ -30,6 +33,7 @@ class Census:
     cut_tokens: int = 0
     longest: int = 0
     highest: int = 0
+    plain: bool = False
     losses: Counter[str] = field(default_factory=Counter)
     lengths: Counter[int] = field(default_factory=Counter)
 
@@ -40,6 +44,7 @@ class Census:
         self.cut_tokens += example.num_cut
         self.longest = max(self.longest, length + example.num_cut)
         self.highest = max(self.highest, *example.input_ids)
+        self.plain = example.plain
         if not trained:
             self.dropped += 1
             return False

@@ -1,10 +1,13 @@
-"""How much memory a run took: of the card where it has one, else of the process."""
+"""How much memory a run took and how much there is: of the card where it has one, else of the process."""
 
 from __future__ import annotations
 
 import resource
+from pathlib import Path
 
 import torch
+
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def reset_peak(device: torch.device) -> None:
@@ -18,3 +21,24 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that can still be taken, in bytes: of the card, or of the machine and its control group."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    machine = next(int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:")
+    return min(machine, _group_free_bytes() or machine)
+
+
+def _group_free_bytes() -> int | None:
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+        lines = (line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        # Cached files count as used, and give way.
+        cached = next((int(count) for name, count in lines if name == "file"), 0)
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else max(0, int(limit) - used + cached)

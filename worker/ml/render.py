@@ -19,13 +19,17 @@ _BATCH_CHARS = 1 << 20
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenised row: `input_ids` and `labels` have the same length, at most `max_length`."""
+    """One tokenised row: `input_ids` and `labels` have the same length, at most `max_length`.
+
+    `plain`: it is text that no chat template wrote.
+    """
 
     number: int
     input_ids: list[int]
     labels: list[int]
     loss: Loss
     num_cut: int
+    plain: bool = False
 
     @property
     def num_trained(self) -> int:
@@ -75,7 +79,7 @@ class Renderer:
                     start, end = (ends.get((index, cut), len(whole)) for cut in (before, upto))
                     labels[start:end] = whole[start:end]
             cut = self._max_length
-            yield Example(row.number, whole[:cut], labels[:cut], plan.loss, max(0, len(whole) - cut))
+            yield Example(row.number, whole[:cut], labels[:cut], plan.loss, max(0, len(whole) - cut), plan.special)
 
     def _token_ends(self, plans: list[Plan], wholes: list[list[int]]) -> dict[tuple[int, int], int]:
         # (index of the plan, characters of its text) -> how many of its tokens these characters are. Left out is what

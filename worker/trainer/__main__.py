@@ -61,13 +61,14 @@ def read_run(folder: Path, send: Callable[[Message], None], wishes: Wishes) -> R
 def run_stages(run: Run) -> None:
     """Run the stages in order and report the result."""
     from worker.trainer.evaluate import evaluate
-    from worker.trainer.export import export
+    from worker.trainer.export import export, export_later
     from worker.trainer.prepare import prepare
     from worker.trainer.train import train
 
+    whole = dict(zip(STAGES, (prepare, train, evaluate, export), strict=True))
     seconds: dict[str, float] = {}
     run.report["seconds"] = seconds
-    for name, stage in zip(STAGES, (prepare, train, evaluate, export), strict=True):
+    for name, stage in whole.items() if run.spec.adapter is None else [("export", export_later)]:
         run.send(Stage(name))
         begun = time.monotonic()
         stage(run)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from common.schemas.jobs import JobSpec
 from worker.data.limits import Limits
 from worker.data.source import Source
-from worker.ml.base_check import BaseFacts, base_check
+from worker.ml.base_check import BaseFacts, base_check, check_forms
 from worker.ml.module_names import known_modules
 from worker.ml.options import resolve_max_length, settle
 from worker.ml.targets import check_held_in_4_bit, check_lora
@@ -37,11 +37,13 @@ def check(folder: Path, spec: TrainSpec) -> dict[str, Any]:
     """
     from worker.ml.parts import parts
     from worker.ml.probe import probe_config, probe_template
+    from worker.ml.prompts import read_prompts
     from worker.ml.template import choose_template
     from worker.ml.tokenizer import load_tokenizer
 
     job = parse_job(spec)
     facts = base_check(Path(spec.base.path), weights=False)
+    check_forms(job.export, facts)
     max_length = resolve_max_length(job.hyperparameters, facts.context)
     _check_adapter(job, facts)
     probe_config(Path(spec.base.path))
@@ -55,6 +57,8 @@ def check(folder: Path, spec: TrainSpec) -> dict[str, Any]:
     if validation:
         report["validation"] = _count(validation)
         highest = max(highest, validation.census.highest)
+    if isinstance(job.sample_prompts, list):
+        read_prompts(tokenizer, job.sample_prompts, facts, plain=train.census.plain)
     if facts.vocab_size is not None:
         grown = rows_needed(tokenizer, highest, facts.vocab_size) - facts.vocab_size
         report |= {"vocabulary_grown": grown} if grown else {}

@@ -63,7 +63,8 @@ class Keeper(TrainerCallback):
             config_hash=run.config_hash,
             versions=versions(),
             threads=run.threads,
-            counters=run.counters.as_dict() | {"metrics": run.metrics, "best": asdict(run.best)},
+            counters=run.counters.as_dict()
+            | {"metrics": run.metrics, "best": asdict(run.best), "samples": run.samples},
         )
 
 

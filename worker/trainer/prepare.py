@@ -17,6 +17,7 @@ from worker.ml.base_check import BaseFacts, base_check
 from worker.ml.best import Best
 from worker.ml.checkpoint import config_hash, verify
 from worker.ml.module_report import precision_report
+from worker.ml.offload import require_recomputing
 from worker.ml.packing import require_isolation
 from worker.ml.precision import choose_precision, pick_device
 from worker.ml.sft import Counters
@@ -49,7 +50,7 @@ def prepare(run: Run) -> None:
         BadCheckpoint: the checkpoint to resume from is not complete.
     """
     facts = base_check(run.base_folder)
-    _fix_machine(run)
+    fix_machine(run)
     _find_resume(run)
     prepare_rows(run, facts)
     run.wishes.leave_if_asked()
@@ -62,8 +63,8 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in _PACKAGES}
 
 
-def _fix_machine(run: Run) -> None:
-    # The number of threads changes the order of sums, so a run keeps its own.
+def fix_machine(run: Run) -> None:
+    """Take the device and the number of threads, which changes the order of sums, so that a run keeps its own."""
     run.device = pick_device(run.spec.device)
     run.threads = run.spec.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(run.threads)
@@ -83,7 +84,8 @@ def _find_resume(run: Run) -> None:
         return
     run.resumed = verify(run.folder / run.spec.resume_from, run.config_hash)
     counters = dict(run.resumed.counters)
-    run.metrics, run.best = counters.pop("metrics"), Best(**counters.pop("best"))
+    run.metrics, run.samples = counters.pop("metrics"), counters.pop("samples")
+    run.best = Best(**counters.pop("best"))
     run.counters = Counters(**counters)
     run.send(Note("run.resumed", f"going on from step {run.resumed.step}", data={"step": run.resumed.step}))
     if run.resumed.threads != run.threads or run.resumed.versions != versions():
@@ -97,6 +99,9 @@ def _prepare_model(run: Run, facts: BaseFacts) -> None:
     run.tell(*run.precision.choices, *replaced)
     base = load_base(run.base_folder, run.job, facts, run.precision, run.device)
     run.tell(*base.choices)
+    if base.plan is not None:
+        require_recomputing(run.options.checkpointing)
+        run.report["offload"] = {"layers": len(base.plan.layers), "host_bytes": base.plan.host_bytes}
     if run.options.packing:
         first, second = (run.tokenizer(text).input_ids for text in _PROBES)
         require_isolation(base.model, first, second)
@@ -128,6 +133,9 @@ def _grow_vocabulary(run: Run, base: PreTrainedModel) -> bool:
 
 def _adapted(run: Run, base: PreTrainedModel, lora: Lora, *, grown: bool) -> PeftModel:
     model = attach(base, lora, ends=grown)
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # peft puts an adapter beside its layer, which may wait in host memory
+            parameter.data = parameter.data.to(run.device)
     set_adapter_dtype(model, run.precision.adapter)
     run.initial = factors(model) if lora.changes_base else None
     return model

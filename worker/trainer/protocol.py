@@ -6,8 +6,9 @@ standard output; both are JSON objects, one a line. The folder of a run holds ev
     spec.json            TrainSpec, written by the supervisor
     dataset/             training and validation file, as fetched
     resume/              a checkpoint to go on from, complete or absent
+    adapter/             the published adapter of the job that is exported
     checkpoints/         written by the child: `step-00000020/` with `manifest.json` inside, renamed into place
-    out/adapter/         the adapter; out/reports/ what was measured
+    out/adapter/         the adapter; out/merged…/ merged models; out/reports/ what was measured
 
 Commands:   {"do": "run"}   {"do": "stop"}   {"do": "deadline", "monotonic": 1234.5}
 `stop` asks for a checkpoint at the next step and exit 75. `deadline` is the moment, on CLOCK_MONOTONIC (the same for
@@ -51,6 +52,8 @@ class TrainSpec:
 
     `shrink` is the out-of-memory ladder: the micro-batch is halved that many times and accumulation doubled.
     `limits` bounds the dataset: max_bytes, max_row_bytes, max_rows; what it leaves out has a default.
+    `adapter` is the folder of a published adapter: then nothing is trained, and merged models are made of it. The
+    dataset of such a job may be gone, which leaves `train_file` empty.
     """
 
     job_id: str
@@ -65,6 +68,7 @@ class TrainSpec:
     threads: int = 0
     shrink: int = 0
     limits: dict[str, int] = field(default_factory=dict)
+    adapter: str | None = None
 
     def write(self, folder: Path) -> None:
         """Write `spec.json` into `folder`."""

@@ -9,6 +9,7 @@ from worker.ml.census import Census
 from worker.ml.data import load_tokens, pack_tokens, write_tokens
 from worker.ml.options import Options, resolve_max_length, settle
 from worker.ml.parts import Part, parts
+from worker.ml.prompts import Prompt, held_out_prompts, read_prompts
 from worker.ml.template import choose_template
 from worker.ml.tokenizer import load_tokenizer
 from worker.trainer.protocol import Note
@@ -44,6 +45,14 @@ def prepare_rows(run: Run, facts: BaseFacts) -> None:
         run.eval_rows = _tokenized(run, validation)
         run.report["validation_data"] = validation.census.report()
         run.highest_token = max(run.highest_token, validation.census.highest)
+    run.prompts = _prompts(run, facts, plain=train.census.plain)
+
+
+def _prompts(run: Run, facts: BaseFacts, *, plain: bool) -> list[Prompt]:
+    asked = run.job.sample_prompts
+    if asked == "validation":
+        return held_out_prompts(run.tokenizer, run.eval_rows or (), facts)
+    return read_prompts(run.tokenizer, list(asked or ()), facts, plain=plain)
 
 
 def _settled(run: Run, census: Census, num_packed: int | None = None) -> Options:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from worker.ml.checkpoint import Manifest
     from worker.ml.options import Choice, Options
     from worker.ml.precision import Precision
+    from worker.ml.prompts import Prompt
     from worker.ml.sft import Counters, Trainer
 
 
@@ -41,6 +42,7 @@ class Run:
     limits: Limits = field(default_factory=Limits)
     report: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
 
     device: torch.device = field(init=False)
     threads: int = field(init=False)
@@ -52,6 +54,7 @@ class Run:
     train_rows: Dataset = field(init=False)
     highest_token: int = field(init=False)
     eval_rows: Dataset | None = field(init=False, default=None)
+    prompts: list[Prompt] = field(init=False, default_factory=list)
     model: PeftModel | PreTrainedModel = field(init=False)
     initial: Factors | None = field(init=False, default=None)
     held: PrecisionRead = field(init=False)

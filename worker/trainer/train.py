@@ -10,10 +10,12 @@ from worker.ml.data import sequence_lengths
 from worker.ml.memory import peak_bytes, reset_peak
 from worker.ml.order import EpochOrder
 from worker.ml.sft import Trainer, checkpointed_layers
+from worker.trainer.epochs import EpochEnds
 from worker.trainer.faults import Drained
 from worker.trainer.keeping import Keeper, take_up
 from worker.trainer.reporting import Reporter
 from worker.trainer.run import Run
+from worker.trainer.sampling import Sampler
 
 
 def train(run: Run) -> None:
@@ -60,6 +62,8 @@ def build_trainer(run: Run) -> Trainer:
         )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Reporter(run, trainer))
+    trainer.add_callback(EpochEnds(run.job.hyperparameters, run.eval_rows is not None))
+    trainer.add_callback(Sampler(run, trainer))
     trainer.add_callback(Keeper(run))
     return trainer
 

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.cli.checks.finding import Finding, guarded
+from common.client.address import environment_of_up
 from common.settings import PREFIX
 
 if TYPE_CHECKING:
     from common.settings import Settings
 
-ENVIRONMENT_FILE = "environment.json"
 _CONNECT_S = 5
 
 
 def left_by_up(data_dir: Path) -> dict[str, Any]:
     """Return the settings of the parts that a running `tunery up` started, by name; none where none runs."""
-    try:
-        document = json.loads((data_dir / ENVIRONMENT_FILE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return {name.removeprefix(PREFIX).lower(): value for name, value in document.items()}
+    return {name.removeprefix(PREFIX).lower(): value for name, value in environment_of_up(data_dir).items()}
 
 
 def look_at_parts(settings: Settings) -> list[Finding]:

@@ -41,6 +41,33 @@ def test_show(peer: Peer, tunery):
         assert words in out
 
 
+def test_show_tells_what_became_of_the_adapter(peer: Peer, tunery):
+    gap = {"relative": 0.0036, "max_abs": 0.1, "kl": 1e-5, "top1": 1.0}
+    report = {
+        "merged": {
+            "merged": {"made": True, "dtype": "bfloat16", "from_adapter_on_16_bit_base": gap},
+            "merged_4bit": {"made": False, "error": {"code": "disk_full", "message": "the disk is full"}},
+        },
+        "servable": {
+            "vllm": {"servable": True, "commands": ["vllm serve org/base --enable-lora"]},
+            "sglang": {"servable": False, "reasons": ["SGLang has no DoRA"]},
+        },
+    }
+    peer.on("GET", "/jobs/job_1", says(a_job(status="succeeded", export=["adapter", "merged"], report=report)))
+    out = " ".join(tunery("show", "job_1").stdout.split())
+    assert "export adapter, merged" in out
+    assert "merged bfloat16; its logits differ by 0.0036 from the adapter on 16 bit base" in out
+    assert "merged_4bit not made: the disk is full" in out
+    assert "on vllm vllm serve org/base --enable-lora" in out and "on sglang no: SGLang has no DoRA" in out
+
+
+def test_submit_asks_for_merged_models(peer: Peer, tunery):
+    peer.on("POST", "/jobs", says(a_job(), 201))
+    asked = ("--export", "adapter", "--export", "merged")
+    assert tunery("submit", "s3://b/x.jsonl", "-m", "org/base", *asked).exit_code == 0
+    assert json.loads(peer.asked("POST", "/jobs")[0].body)["export"] == ["adapter", "merged"]
+
+
 def test_submit_uploads_a_local_file(peer: Peer, tunery, tmp_path: Path):
     (tmp_path / "train.jsonl").write_text('{"text": "x"}\n')
     peer.on("POST", "/datasets", says(DATASET, 201))
@@ -82,6 +109,18 @@ def test_submit_leaves_a_uri_alone(peer: Peer, tunery):
     done = tunery("submit", "hf://org/data", "-m", "base", "-o", "json")
     assert json.loads(done.stdout)["id"] == "job_1"
     assert json.loads(peer.requests[0].body) == {"model": "base", "dataset": "hf://org/data"}
+
+
+@pytest.mark.parametrize(
+    ("words", "sent"), [(["a b", "c"], ["a b", "c"]), (["validation"], "validation"), (["validation", "c"],) * 2]
+)
+def test_submit_sends_prompts(peer: Peer, tunery, words, sent):
+    peer.on("POST", "/jobs", says(a_job(), 201))
+    flags = [flag for word in words for flag in ("--sample", word)]
+    done = tunery("submit", "hf://org/data", "-m", "base", "--validation-split", "0.1", *flags)
+    assert done.exit_code == 0, done.output
+    body = json.loads(peer.requests[0].body)
+    assert body["sample_prompts"] == sent and body["validation_split"] == 0.1
 
 
 def test_submit_sends_the_template_in_a_file(peer: Peer, tunery, tmp_path: Path):

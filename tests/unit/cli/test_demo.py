@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.cli import demo
+from common.cli.chat import show_compared
 from common.client import Tunery
 from common.errors import InfraError, InvalidInput
 from tests.unit.client.peer import Peer, raw, says
@@ -82,7 +83,7 @@ def test_a_job_that_fails_ends_the_demo_with_its_hint(peer: Peer, tmp_path: Path
 
 
 def test_answers_side_by_side(capsys: pytest.CaptureFixture[str]):
-    demo._show_answers(ANSWERS)
+    show_compared(ANSWERS)
     out = capsys.readouterr().out
     assert out.splitlines() == [
         "prompt:  Do you have rain boots?",

@@ -56,6 +56,8 @@ def test_help_names_every_command():
         "download",
         "demo",
         "doctor",
+        "serve",
+        "chat",
         "keys",
         "logs",
         "datasets",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.client import ServerNotFound
-from common.client.address import find_server
+from common.client.address import find_key, find_server
 
 
 @pytest.fixture(autouse=True)
@@ -71,3 +71,13 @@ def test_a_broken_file_is_as_good_as_none(tmp_path: Path):
     (tmp_path / ".tunery" / "up.json").write_text("{")
     with pytest.raises(ServerNotFound):
         find_server()
+
+
+def test_the_key_of_up_goes_to_this_machine_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("TUNERY_API_KEY", raising=False)
+    (tmp_path / "api-key").write_text("tnr_here\n")
+    for url in ("http://127.0.0.1:8001", "http://localhost:8001/", "http://[::1]:8001"):
+        assert find_key(url, tmp_path) == "tnr_here"
+    assert find_key("http://serve.example.org:8001", tmp_path) is None
+    monkeypatch.setenv("TUNERY_API_KEY", "tnr_env")
+    assert [find_key(f"http://{host}:8001", tmp_path) for host in ("127.0.0.1", "serve.example.org")] == ["tnr_env"] * 2

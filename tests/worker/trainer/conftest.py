@@ -112,4 +112,6 @@ def go(tmp_path: Path, base: Path) -> Go:
 
 
 LAYOUT = ("validation", "resume_from", "shrink", "base")
-JOB = ("method", "lora", "quantization", "seed", "suffix", "chat_template", "validation_split")
+JOB = (
+    "method", "lora", "quantization", "seed", "suffix", "chat_template", "validation_split", "sample_prompts", "export",
+)  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.worker.trainer import tiny
-from tests.worker.trainer.conftest import Go
+from tests.worker.trainer.conftest import JOB, Go
 from worker.trainer import protocol
 from worker.trainer.check import answer, check
 from worker.trainer.protocol import Failed, Message, Result, TrainSpec
@@ -21,11 +21,7 @@ from worker.trainer.protocol import Failed, Message, Result, TrainSpec
 
 def checked(folder: Path, base: Path, rows: list[Any] | None = None, **options: Any) -> tuple[int, Result | Failed]:
     """Lay out a job, check it in this process, and return exit code and last message."""
-    layout = {
-        name: options.pop(name)
-        for name in ("validation", "lora", "chat_template", "validation_split")
-        if name in options
-    }
+    layout = {name: options.pop(name) for name in (*JOB, "validation") if name in options}
     tiny.write_run(folder, base, rows, hyperparameters=options, **layout)
     said: list[Message] = []
     code = answer(folder, said.append)

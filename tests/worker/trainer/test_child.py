@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 
 from tests.worker.trainer import tiny
 from tests.worker.trainer.conftest import attempt
@@ -150,14 +149,3 @@ def test_a_bad_spec_fails_before_torch_is_loaded(tmp_path: Path, base: Path):
     assert child.end() == protocol.BAD_INPUT
     assert [(message.code, message.param) for message in said] == [("invalid_input", "hyperparameters")]
     assert b"| torch" not in (child.folder / "log").read_bytes()
-
-
-@pytest.mark.parametrize("prompts", [["the fox jumps"], [[{"role": "user", "content": "the fox jumps"}]]])
-def test_base_and_adapter_answer_side_by_side(tmp_path: Path, base: Path, prompts: list[Any]):
-    from worker.trainer.compare import compare
-
-    tiny.write_run(tmp_path, base, hyperparameters={"max_steps": 40, "learning_rate": 0.05, "num_train_epochs": 20.0})
-    made = attempt(tmp_path)
-    answers = compare(base, made.folder / "out" / "adapter", prompts, max_new_tokens=8)
-    assert [answer["prompt"] for answer in answers] == ["the fox jumps"]
-    assert answers[0]["base"] != answers[0]["adapter"]

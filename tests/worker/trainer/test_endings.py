@@ -21,10 +21,12 @@ from worker.trainer.lifeline import Wishes
 from worker.trainer.protocol import Checkpoint, Message, Progress
 
 
-def stopping(folder: Path, base: Path, command: dict[str, Any], **hyperparameters: Any) -> Attempt:
+def stopping(
+    folder: Path, base: Path, command: dict[str, Any], job: dict[str, Any] | None = None, **hyperparameters: Any
+) -> Attempt:
     """Run a job that gets `command` once its second step is done."""
     folder.mkdir()
-    tiny.write_run(folder, base, hyperparameters={"max_steps": 50, "save_steps": 100, **hyperparameters})
+    tiny.write_run(folder, base, hyperparameters={"max_steps": 50, "save_steps": 100, **hyperparameters}, **job or {})
     wishes = Wishes()
 
     def on_message(message: Message) -> None:

@@ -160,6 +160,7 @@ RESUMED: dict[str, dict[str, Any]] = {
     "whole_modules": {"lora": {"modules_to_save": ["embed_tokens", "norm"], "lora_dropout": 0.2}, "tied": True},
     "dora_embedding": {"lora": {"use_dora": True, "target_modules": ["embed_tokens", "v_proj"]}},
     "pissa": {"method": "lora", "lora": {"init_lora_weights": "pissa_niter_4", "bias": "all"}},
+    "biases": {"lora": {"bias": "all"}, "biased": True},
 }
 
 
@@ -168,6 +169,8 @@ def test_resume_is_bit_for_bit(go: Go, base: Path, tmp_path: Path, name: str):
     options = dict(RESUMED[name])
     if options.pop("tied", False):
         options["base"] = tiny.build_base(tmp_path / "tied", tie_word_embeddings=True)
+    if options.pop("biased", False):
+        options["base"] = tiny.build_base(tmp_path / "biased", attention_bias=True, mlp_bias=True)
     whole = go(max_steps=4, save_steps=2, **options)
     assert whole.code == protocol.DONE, whole.messages[-1]
     again = resumed(whole, 2, base, tmp_path)
