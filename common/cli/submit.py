@@ -58,6 +58,7 @@ def submit(
         typer.Option("--metadata", help="A label of the job. Repeat it for more.", metavar="KEY=VALUE"),
     ] = None,
     watching: Annotated[bool, typer.Option("--watch", "-w", help="Follow the job to its end.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the job's id alone, for scripts.")] = False,
     output: state.Output = None,
 ) -> None:
     """Submit a fine-tuning job.
@@ -88,10 +89,11 @@ def submit(
     if chat_template is not None:
         fields["chat_template"] = chat_template.read_text(encoding="utf-8")
     options = state.of(ctx)
+    silent = quiet or options.as_json
     with options.connect() as client:
-        source = resolve(client, dataset, "dataset", options.as_json)
+        source = resolve(client, dataset, "dataset", silent)
         if validation is not None:
-            fields["validation_dataset"] = resolve(client, validation, "--validation", options.as_json)
+            fields["validation_dataset"] = resolve(client, validation, "--validation", silent)
         job = client.jobs.create(model, source, **fields)
         if watching:
             _announce(job.id, options.as_json)
@@ -102,6 +104,8 @@ def submit(
         from common.cli import screen
 
         screen.as_json(job)
+    elif quiet:
+        typer.echo(job.id)
     else:
         _announce(job.id, False)
         typer.echo(f"`tunery watch {job.id}` shows its progress")
