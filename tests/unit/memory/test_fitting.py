@@ -1,0 +1,67 @@
+"""What "auto" chooses for a card."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.memory.fitting import USABLE, Fit, Plan, Rows, Wish, checkpointed, choose
+from tests.unit.memory.test_estimate import GIB, setup_of
+
+OPEN = Wish(None, None, None)
+ROWS = Rows(longest=1024, mean=300.0)
+
+
+def chosen(free_gib: float, wish: Wish = OPEN, rows: Rows = ROWS, device: str = "cuda") -> Fit:
+    return choose(wish, setup_of(), rows, int(free_gib * GIB), device=device)
+
+
+@pytest.mark.parametrize("free_gib", [8, 10, 12, 16, 24, 40, 48, 80, 140])
+def test_what_is_chosen_fits_and_keeps_sixteen_rows(free_gib: float):
+    fit = chosen(free_gib)
+    assert fit.fits and fit.estimate.allocated_bytes <= free_gib * GIB * USABLE
+    assert fit.plan.micro_batch * fit.plan.accumulation == 16
+
+
+def test_a_larger_card_recomputes_less():
+    recomputed = [checkpointed(32, chosen(free).plan.checkpointing) for free in (8, 16, 24, 48, 140)]
+    assert recomputed == sorted(recomputed, reverse=True) and recomputed[0] == 32 and recomputed[-1] == 0
+
+
+def test_no_more_layers_are_recomputed_than_memory_requires():
+    for free in (16, 24, 48):
+        plan = chosen(free).plan
+        fewer = [
+            every for every in range(32, 0, -1) if 0 < checkpointed(32, every) < checkpointed(32, plan.checkpointing)
+        ]
+        for every in [0, *fewer]:
+            assert not chosen(free, Wish(plan.micro_batch, plan.accumulation, every)).fits
+
+
+def test_a_large_card_takes_the_largest_micro_batch():
+    assert chosen(140).plan == Plan(16, 1, 0)
+
+
+def test_what_is_asked_is_kept():
+    assert chosen(80, Wish(2, None, None)).plan.accumulation == 8
+    assert chosen(80, Wish(3, None, 1)).plan == Plan(3, 5, 1)
+    plan = chosen(12, Wish(None, 8, None)).plan
+    assert plan.accumulation == 8 and plan.micro_batch in (1, 2)
+    assert chosen(8, Wish(32, 1, 0)).plan == Plan(32, 1, 0)
+
+
+def test_where_nothing_fits_the_smallest_is_taken():
+    fit = chosen(4)
+    assert not fit.fits and fit.plan == Plan(1, 16, 1)
+
+
+def test_layers_that_wait_in_host_memory_are_all_recomputed():
+    setup = setup_of(quantization={"device_map": "auto"})
+    assert choose(OPEN, setup, ROWS, 5 * GIB).plan.checkpointing == 1
+
+
+def test_a_cpu_takes_four_rows_and_recomputes_nothing():
+    assert chosen(140, device="cpu").plan == Plan(4, 4, 0)
+
+
+def test_equal_cards_choose_alike():
+    assert len({chosen(24).plan for _ in range(3)}) == 1
