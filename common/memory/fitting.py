@@ -25,7 +25,7 @@ _CPU_ROWS = 4
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """What was chosen: rows of a micro-batch, micro-batches of a step, every how many layers recompute (0: none)."""
 
     micro_batch: int
@@ -62,7 +62,7 @@ class Rows:
 class Fit:
     """A plan, its estimate, and whether it fits what was free."""
 
-    plan: Plan
+    plan: BatchPlan
     estimate: Estimate
     fits: bool
 
@@ -99,7 +99,7 @@ def checkpointed(layers: int, every: int) -> int:
     return -(-layers // every) if every else 0
 
 
-def batch_of(plan: Plan, setup: Setup, rows: Rows) -> Batch:
+def batch_of(plan: BatchPlan, setup: Setup, rows: Rows) -> Batch:
     """Return the largest micro-batch of a run under `plan`."""
     return Batch(
         rows=plan.micro_batch,
@@ -132,7 +132,7 @@ class _Search:
         idle = max(1.0, _TOKENS_ENOUGH / max(1.0, tokens)) if self.device == "cuda" else 1.0
         return (idle * (1 + share * _RECOMPUTING), -fit.plan.micro_batch)
 
-    def _plans(self) -> Iterator[Plan]:
+    def _plans(self) -> Iterator[BatchPlan]:
         layers, wish = self.setup.shape.layers, self.wish
         every = [0, *range(layers, 0, -1)] if wish.checkpointing is None else [wish.checkpointing]
         # Where layers wait in host memory, each has to be recomputed.
@@ -143,9 +143,9 @@ class _Search:
                 count = checkpointed(layers, number)
                 if count not in seen:
                     seen.add(count)
-                    yield Plan(micro, accumulation, number)
+                    yield BatchPlan(micro, accumulation, number)
 
-    def _fit(self, plan: Plan) -> Fit:
+    def _fit(self, plan: BatchPlan) -> Fit:
         batch, room = batch_of(plan, self.setup, self.rows), int(self.free_bytes * WEIGHTS_SHARE)
         found = estimate(self.setup, batch, device=self.device, room=room)
         return Fit(plan, found, found.allocated_bytes <= self.free_bytes * USABLE)

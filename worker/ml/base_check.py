@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InvalidInput
+from common.memory.shape import Shape, read_shape
 from worker.ml.base_config import (
     CONTEXT_KEYS,
     LAYER_KEYS,
@@ -29,7 +30,10 @@ _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """What `config.json` says. `context` is in tokens, None where the model has no fixed one."""
+    """What `config.json` says. `context` is in tokens, None where the model has no fixed one.
+
+    `shape`: the sizes that its memory follows from, None where one is missing.
+    """
 
     architecture: str
     model_type: str
@@ -37,6 +41,7 @@ class BaseFacts:
     vocab_size: int | None
     num_layers: int | None
     quantized: bool
+    shape: Shape | None
 
 
 def base_check(folder: Path, *, weights: bool = True) -> BaseFacts:
@@ -80,6 +85,7 @@ def _facts(config: dict[str, Any]) -> BaseFacts:
         vocab_size=text.get("vocab_size"),
         num_layers=next((text[key] for key in LAYER_KEYS if text.get(key)), None),
         quantized=is_quantized(config),
+        shape=read_shape(config),
     )
 
 

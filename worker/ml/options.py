@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from common.errors import InvalidInput
+from common.memory.fitting import BatchPlan
 from common.schemas.hyperparameters import Hyperparameters
 from common.schemas.jobs import JobSpec
 
@@ -104,8 +105,20 @@ def row_limit(values: Hyperparameters, max_length: int) -> int:
     return _UNCUT if values.packing == "wrapped" else max_length
 
 
+def default_plan(*, cuda: bool) -> BatchPlan:
+    """Return what "auto" means where nothing is known of the base's memory."""
+    return BatchPlan(4, 4, int(cuda))
+
+
 def settle(
-    job: JobSpec, *, num_rows: int, max_length: int, cuda: bool, shrink: int = 0, num_packed: int | None = None
+    job: JobSpec,
+    *,
+    num_rows: int,
+    max_length: int,
+    cuda: bool,
+    shrink: int = 0,
+    num_packed: int | None = None,
+    plan: BatchPlan | None = None,
 ) -> Options:
     """Return the options of a run.
 
@@ -114,17 +127,20 @@ def settle(
         max_length: as `resolve_max_length` returned it.
         shrink: steps down the out-of-memory ladder.
         num_packed: sequences after packing, once known; None while estimating.
+        plan: what "auto" means for batch and checkpointing on this device.
     """
     resolver = _Resolver(job.hyperparameters)
     pick = resolver.pick
     asked_packing = pick("packing", False)
     packing = "bfd" if asked_packing is True else asked_packing or None
     sequences = num_packed if packing and num_packed is not None else num_rows
-    micro, accumulation = pick("per_device_train_batch_size", 4), pick("gradient_accumulation_steps", 4)
+    plan = plan or default_plan(cuda=cuda)
+    micro = pick("per_device_train_batch_size", plan.micro_batch)
+    accumulation = pick("gradient_accumulation_steps", plan.accumulation)
     epochs = pick("num_train_epochs", _auto_epochs(num_rows))
     max_steps = pick("max_steps", -1)
     steps = _total_steps(sequences, micro, accumulation, epochs, max_steps)
-    checkpointing = int(pick("gradient_checkpointing", cuda))
+    checkpointing = int(pick("gradient_checkpointing", plan.checkpointing))
     micro_batch, accumulated, checkpointed = shrunk(micro, accumulation, checkpointing, shrink)
     keep_best = job.hyperparameters.load_best_model_at_end
     patience = pick("early_stopping_patience", _AUTO_PATIENCE if job.validated else 0)

@@ -64,7 +64,8 @@ class Keeper(TrainerCallback):
             versions=versions(),
             threads=run.threads,
             counters=run.counters.as_dict()
-            | {"metrics": run.metrics, "best": asdict(run.best), "samples": run.samples},
+            | {"metrics": run.metrics, "best": asdict(run.best), "samples": run.samples}
+            | {"plan": asdict(run.plan) if run.plan else None},
         )
 
 

@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
+from common.memory.fitting import BatchPlan
 from common.schemas.lora import Lora
 from worker.ml.adapters import attach, factors, set_adapter_dtype, trainable_count
 from worker.ml.arguments import choose_optimizer
@@ -86,6 +87,9 @@ def _find_resume(run: Run) -> None:
     counters = dict(run.resumed.counters)
     run.metrics, run.samples = counters.pop("metrics"), counters.pop("samples")
     run.best = Best(**counters.pop("best"))
+    # Chosen once: another card may have other memory, and the run has to go on as it began.
+    chosen = counters.pop("plan", None)
+    run.plan = BatchPlan(**chosen) if chosen else None
     run.counters = Counters(**counters)
     run.send(Note("run.resumed", f"going on from step {run.resumed.step}", data={"step": run.resumed.step}))
     if run.resumed.threads != run.threads or run.resumed.versions != versions():

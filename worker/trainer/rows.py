@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from datasets import Dataset
 
+from common.memory.fitting import Rows
+from common.schemas.jobs import JobSpec
 from worker.ml.base_check import BaseFacts
+from worker.ml.budget import estimated, fit_to, tightness
 from worker.ml.census import Census
 from worker.ml.data import load_tokens, pack_tokens, write_tokens
 from worker.ml.options import Options, resolve_max_length, settle
@@ -34,11 +37,15 @@ def prepare_rows(run: Run, facts: BaseFacts) -> None:
         max_length,
     )
     run.train_rows = _tokenized(run, train)
+    _plan_memory(run, facts, train.census)
     run.options = _settled(run, train.census)
     if run.options.packing:
         run.train_rows = pack_tokens(run.train_rows, run.options.packing, max_length, run.job.seed)
         run.options = _settled(run, train.census, num_packed=len(run.train_rows))
     run.tell(*run.options.choices)
+    if facts.shape is not None:
+        rows = rows_of(run.job, train.census)
+        run.report["memory"] = estimated(run.job, facts.shape, rows, run.options, run.device)
     run.report["data"] = train.census.report()
     run.highest_token = max(train.census.highest, int(run.tokenizer.pad_token_id or 0))
     if validation:
@@ -46,6 +53,21 @@ def prepare_rows(run: Run, facts: BaseFacts) -> None:
         run.report["validation_data"] = validation.census.report()
         run.highest_token = max(run.highest_token, validation.census.highest)
     run.prompts = _prompts(run, facts, plain=train.census.plain)
+
+
+def rows_of(job: JobSpec, census: Census) -> Rows:
+    """Return what the rows of a file come to in a micro-batch."""
+    if job.hyperparameters.packing not in (False, "auto"):
+        return Rows(census.max_length, census.max_length, packed=True)
+    return Rows(min(census.longest, census.max_length), census.tokens / max(1, census.rows))
+
+
+def _plan_memory(run: Run, facts: BaseFacts, census: Census) -> None:
+    """Choose what the job leaves open, unless the run that goes on has chosen already."""
+    if run.plan is None and facts.shape is not None:
+        fit = fit_to(run.job, facts.shape, rows_of(run.job, census), run.device)
+        run.plan = fit.plan
+        run.tell(*tightness(fit, run.device))
 
 
 def _prompts(run: Run, facts: BaseFacts, *, plain: bool) -> list[Prompt]:
@@ -63,6 +85,7 @@ def _settled(run: Run, census: Census, num_packed: int | None = None) -> Options
         max_length=census.max_length,
         cuda=run.device.type == "cuda",
         shrink=run.spec.shrink,
+        plan=run.plan,
     )
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from common.memory.fitting import BatchPlan
     from worker.ml.adapters import Factors
     from worker.ml.best import Best
     from worker.ml.checkpoint import Manifest
@@ -48,6 +49,7 @@ class Run:
     threads: int = field(init=False)
     config_hash: str = field(init=False)
     tokenizer: PreTrainedTokenizerBase = field(init=False)
+    plan: BatchPlan | None = field(init=False, default=None)
     options: Options = field(init=False)
     optim: str = field(init=False)
     precision: Precision = field(init=False)

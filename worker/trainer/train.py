@@ -75,7 +75,10 @@ def _order(run: Run) -> EpochOrder:
 
 
 def _summarize(run: Run) -> None:
-    counters = run.counters
+    counters, peak = run.counters, peak_bytes(run.device)
+    if "memory" in run.report:
+        foreseen = run.report["memory"]["estimated_bytes"]
+        run.report["memory"] |= {"measured_bytes": peak, "error": round(foreseen / peak - 1, 4)}
     run.report |= {
         "steps": counters.steps,
         "tokens_trained": counters.tokens,
@@ -85,6 +88,6 @@ def _summarize(run: Run) -> None:
         "mean_loss": counters.loss_sum / max(1, counters.steps),
         "train_s": round(counters.train_s, 3),
         "tokens_per_s": round(counters.tokens / counters.train_s, 3) if counters.train_s else None,
-        "peak_memory_bytes": peak_bytes(run.device),
+        "peak_memory_bytes": peak,
         "checkpointed_layers": checkpointed_layers(run.model),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.memory.fitting import USABLE, Fit, Plan, Rows, Wish, checkpointed, choose
+from common.memory.fitting import USABLE, BatchPlan, Fit, Rows, Wish, checkpointed, choose
 from tests.unit.memory.test_estimate import GIB, setup_of
 
 OPEN = Wish(None, None, None)
@@ -38,20 +38,20 @@ def test_no_more_layers_are_recomputed_than_memory_requires():
 
 
 def test_a_large_card_takes_the_largest_micro_batch():
-    assert chosen(140).plan == Plan(16, 1, 0)
+    assert chosen(140).plan == BatchPlan(16, 1, 0)
 
 
 def test_what_is_asked_is_kept():
     assert chosen(80, Wish(2, None, None)).plan.accumulation == 8
-    assert chosen(80, Wish(3, None, 1)).plan == Plan(3, 5, 1)
+    assert chosen(80, Wish(3, None, 1)).plan == BatchPlan(3, 5, 1)
     plan = chosen(12, Wish(None, 8, None)).plan
     assert plan.accumulation == 8 and plan.micro_batch in (1, 2)
-    assert chosen(8, Wish(32, 1, 0)).plan == Plan(32, 1, 0)
+    assert chosen(8, Wish(32, 1, 0)).plan == BatchPlan(32, 1, 0)
 
 
 def test_where_nothing_fits_the_smallest_is_taken():
     fit = chosen(4)
-    assert not fit.fits and fit.plan == Plan(1, 16, 1)
+    assert not fit.fits and fit.plan == BatchPlan(1, 16, 1)
 
 
 def test_layers_that_wait_in_host_memory_are_all_recomputed():
@@ -60,7 +60,7 @@ def test_layers_that_wait_in_host_memory_are_all_recomputed():
 
 
 def test_a_cpu_takes_four_rows_and_recomputes_nothing():
-    assert chosen(140, device="cpu").plan == Plan(4, 4, 0)
+    assert chosen(140, device="cpu").plan == BatchPlan(4, 4, 0)
 
 
 def test_equal_cards_choose_alike():

@@ -1,0 +1,58 @@
+"""Fits a run to its device before anything is loaded: what the memory will come to, and what "auto" means here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from common.memory import fitting
+from common.memory.estimate import Estimate, estimate
+from common.memory.fitting import BatchPlan, Fit, Rows
+from common.memory.setup import Setup, read_setup
+from common.memory.shape import Shape
+from common.schemas.jobs import JobSpec
+from worker.ml.arguments import choose_optimizer
+from worker.ml.memory import free_bytes
+from worker.ml.options import Choice, Options
+from worker.ml.precision import choose_precision
+
+
+def device_setup(job: JobSpec, shape: Shape, device: torch.device) -> Setup:
+    """Return how `job` is held on `device`, with the formats and the optimizer that it has there."""
+    asked = job.hyperparameters.optim
+    optim, _ = choose_optimizer("adamw_torch_fused" if asked == "auto" else asked, device)
+    return read_setup(job, shape, optim=optim, element=choose_precision(job, device).compute.itemsize)
+
+
+def fit_to(job: JobSpec, shape: Shape, rows: Rows, device: torch.device) -> Fit:
+    """Return what the job leaves to the worker, chosen for what is free on `device` now."""
+    wish = fitting.read_wish(job.hyperparameters)
+    return fitting.choose(wish, device_setup(job, shape, device), rows, free_bytes(device), device=device.type)
+
+
+def tightness(fit: Fit, device: torch.device) -> tuple[Choice, ...]:
+    """Return a warning where no plan fits."""
+    if fit.fits:
+        return ()
+    needed, free = fit.estimate.allocated_bytes, free_bytes(device)
+    message = (
+        f"about {needed / 2**30:.1f} GiB are needed, and {free / 2**30:.1f} GiB are free: it may run out of memory"
+    )
+    return (Choice("memory.tight", message, {"needed_bytes": needed, "free_bytes": free}, "warning"),)
+
+
+def estimated(job: JobSpec, shape: Shape, rows: Rows, options: Options, device: torch.device) -> dict[str, Any]:
+    """Return the estimate of a run with its settled options, as the report keeps it beside what is measured."""
+    plan = BatchPlan(options.micro_batch, options.accumulation, options.checkpointing)
+    setup = device_setup(job, shape, device)
+    room = int(free_bytes(device) * fitting.WEIGHTS_SHARE)
+    batch = fitting.batch_of(plan, setup, rows)
+    found = estimate(setup, batch, device=device.type, room=room)
+    sizes = {"rows": batch.rows, "length": batch.length, "checkpointed_layers": batch.checkpointed}
+    return {"estimated": found.as_dict(), "estimated_bytes": comparable(found, device), "batch": sizes}
+
+
+def comparable(found: Estimate, device: torch.device) -> int:
+    """Return what a measured peak is compared with: torch's share of a card, or all of a process on the CPU."""
+    return found.allocated_bytes if device.type == "cuda" else found.total_bytes
