@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def addresses(request: pytest.FixtureRequest) -> dict[str, str]:
     return {
         "TUNERY_DATABASE_URL": request.getfixturevalue("module_postgres_url"),
         "TUNERY_BROKER_URL": request.getfixturevalue("valkey_url"),
-        "TUNERY_BROKER_PREFIX": f"e2e-{os.getpid()}",
+        "TUNERY_BROKER_PREFIX": f"e2e-{uuid.uuid4().hex}",
         "TUNERY_S3_ENDPOINT_URL": s3.endpoint_url,
         "TUNERY_S3_ACCESS_KEY_ID": s3.access_key_id,
         "TUNERY_S3_SECRET_ACCESS_KEY": s3.secret_access_key,
@@ -106,8 +107,10 @@ def module_postgres_url(postgres_server: str) -> str:
     """An empty database that lasts for the module."""
     from sqlalchemy import create_engine, text
 
+    # A process runs several modules, over one server.
+    name = f"e2e_{uuid.uuid4().hex}"
     admin = create_engine(postgres_server.format("postgres"), isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE e2e_{os.getpid()}"))
+        connection.execute(text(f"CREATE DATABASE {name}"))
     admin.dispose()
-    return postgres_server.format(f"e2e_{os.getpid()}")
+    return postgres_server.format(name)
