@@ -16,7 +16,7 @@ from api.limits import BodyLimit
 from api.openai import files as openai_files
 from api.openai import uploads as openai_uploads
 from api.readiness import Readiness
-from api.routes import adapters, base_models, datasets, health, history, jobs, keys, quota, workers
+from api.routes import adapters, base_models, datasets, health, history, jobs, keys, quota, webhooks, workers
 from api.watching import Watcher
 from common.context import Context
 from common.keyring import Keyring
@@ -43,7 +43,7 @@ def create_app(context: Context) -> FastAPI:
     errors.install(app)
     documentation.install(app)
     common_answers = problem_answers(400, 401, 503)
-    for module in (jobs, history, adapters, datasets, base_models, workers, keys, quota):
+    for module in (jobs, history, adapters, datasets, base_models, workers, keys, quota, webhooks):
         app.include_router(module.router, responses=common_answers)
     for module in (openai_files, openai_uploads):
         app.include_router(module.router, prefix="/v1", responses=openai_answers(400, 401, 503))

@@ -46,8 +46,12 @@ class Settings(BaseSettings):
         None, description="The operator's hub token; handed to the fetching process only."
     )
     hf_cache: Path | None = Field(None, description="Folder for downloaded base models; empty: under the work folder.")
-    fetch_networks: CommaList = Field([], description="Private networks (CIDR) that dataset URLs may reach.")
-    ca_bundle: Path | None = Field(None, description="CA certificates for dataset URLs; empty means the system's.")
+    fetch_networks: CommaList = Field(
+        [], description="Private networks (CIDR) that dataset URLs and webhooks may reach."
+    )
+    ca_bundle: Path | None = Field(
+        None, description="CA certificates for dataset URLs and webhooks; empty means the system's."
+    )
 
     repeat_window_s: float = Field(
         30,

@@ -5,14 +5,13 @@ A name that resolves to a private address can only be found out when it is fetch
 
 from __future__ import annotations
 
-import ipaddress
 import re
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from common import addresses
 from common.errors import InvalidInput
 from common.settings import Settings
 
@@ -23,14 +22,7 @@ _DATASET_ID = re.compile(r"[a-z]{1,8}_[0-9a-z]{1,32}")
 _HUB = re.compile(
     r"(?:datasets/)?([\w.-]{1,96}/[\w.-]{1,96}?)(?:@([\w.-]{1,128}))?(?:/([^\x00-\x1f]{1,512}))?", re.ASCII
 )
-# What inet_aton reads as an IPv4 address, and resolvers with it: 127.1, 2130706433, 0x7f.0.0.1.
-_NUMERIC_HOST = re.compile(r"(0x[0-9a-f]+|[0-9]+)(\.(0x[0-9a-f]+|[0-9]+)){0,3}", re.IGNORECASE)
-_NAT64, _COMPATIBLE = ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96")
-# The anycast address of 6to4 relays (RFC 7526 withdrew it): whose machine answers there, nobody knows.
-_RELAYS = ipaddress.ip_network("192.88.99.0/24")
 _UPLOAD = "Upload the file with POST /datasets and use the URI that it answers"
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True)
@@ -88,30 +80,6 @@ def hub_parts(uri: str) -> tuple[str, str | None, str | None]:
     return match[1], match[2], match[3]
 
 
-def address_allowed(address: Address, settings: Settings) -> bool:
-    """Return whether datasets may come from `address`: public, or in a network that the operator lists."""
-    embedded = _embedded_v4(address)
-    if embedded is not None:
-        return address_allowed(embedded, settings)
-    networks = [ipaddress.ip_network(network) for network in settings.fetch_networks]
-    if any(address in network for network in networks if network.version == address.version):
-        return True
-    return address.is_global and not address.is_multicast and address not in _RELAYS
-
-
-def _embedded_v4(address: Address) -> ipaddress.IPv4Address | None:
-    """Return the IPv4 address that an IPv6 one stands for: mapped, compatible, 6to4, Teredo or NAT64."""
-    if not isinstance(address, ipaddress.IPv6Address):
-        return None
-    if address.ipv4_mapped or address.sixtofour:
-        return address.ipv4_mapped or address.sixtofour
-    if address.teredo:
-        return address.teredo[1]
-    if address in _NAT64 or (address in _COMPATIBLE and int(address) > 1):
-        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return None
-
-
 def _uploaded(uri: str, _settings: Settings, param: str) -> DatasetUri:
     name = uri.removeprefix("dataset:")
     if not _DATASET_ID.fullmatch(name):
@@ -156,9 +124,7 @@ def _https(uri: str, settings: Settings, param: str) -> DatasetUri:
             f"{_UPLOAD}, or use a signed link.",
             "dataset_credentials",
         )
-    address = _address_of(host)
-    local_name = host == "localhost" or host.endswith(".localhost")
-    if local_name or (address is not None and not address_allowed(address, settings)):
+    if not addresses.spelled_allowed(host, settings):
         raise _refusal(
             param,
             f"{host} is not a public address",
@@ -166,16 +132,6 @@ def _https(uri: str, settings: Settings, param: str) -> DatasetUri:
             "private_address",
         )
     return DatasetUri("https", host, parts.path)
-
-
-def _address_of(host: str) -> Address | None:
-    """Return the address that `host` spells, in any of the ways that a resolver would accept; None for a name."""
-    if _NUMERIC_HOST.fullmatch(host):
-        try:
-            return ipaddress.IPv4Address(socket.inet_aton(host))
-        except OSError as error:
-            raise ValueError(f"{host} is no address") from error
-    return ipaddress.IPv6Address(host.partition("%")[0]) if ":" in host else None
 
 
 def _hub(uri: str, _settings: Settings, param: str) -> DatasetUri:

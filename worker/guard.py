@@ -6,23 +6,20 @@ connection goes to that very address, while TLS still checks the name; each redi
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
 
-from common import uris
+from common.addresses import Address
 from common.errors import InfraError, InvalidInput, TooLarge
 from common.settings import Settings
+from worker import resolving
 
 _REDIRECTS_MAX = 5
 _CHUNK_BYTES = 1 << 20
 _PARAM = "dataset"
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def download(url: str, path: Path, settings: Settings, alive: Callable[[], None]) -> str:
@@ -55,27 +52,24 @@ def download(url: str, path: Path, settings: Settings, alive: Callable[[], None]
 
 
 def public_address(host: str, port: int, settings: Settings) -> Address:
-    """Resolve `host` and return an address of it that may be connected to.
+    """Return an address of the dataset's host that may be connected to.
 
     Raises:
         InvalidInput: one of its addresses is private, loopback, link-local, multicast or reserved.
         InfraError: the name cannot be resolved now.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError) as error:
-        raise InfraError(f"the host {host!r} of the dataset cannot be resolved", code="dataset_host_unknown") from error
-    addresses = [ipaddress.ip_address(str(item[4][0]).split("%")[0]) for item in found]
-    for address in addresses:
-        if not uris.address_allowed(address, settings):
-            raise InvalidInput(
-                f"{_PARAM}: the host {host!r} leads to {address}, which is not a public address",
-                param=_PARAM,
-                code="private_address",
-                hint="Upload the file with POST /datasets, or ask the operator to list the network in "
-                "TUNERY_FETCH_NETWORKS.",
-            )
-    return addresses[0]
+        return resolving.public_address(host, port, settings)
+    except resolving.NotPublic as error:
+        raise InvalidInput(
+            f"{_PARAM}: {error.message}",
+            param=_PARAM,
+            code=error.code,
+            hint="Upload the file with POST /datasets, or ask the operator to list the network in "
+            "TUNERY_FETCH_NETWORKS.",
+        ) from error
+    except resolving.Unresolved as error:
+        raise InfraError(f"{_PARAM}: {error.message}", code="dataset_host_unknown") from error
 
 
 def _get(url: str, settings: Settings) -> urllib3.BaseHTTPResponse:

@@ -1,4 +1,5 @@
-"""The sweeper: what nobody else does if nobody is there. Expires leases and rings again for work that waits.
+"""The sweeper: what nobody else does if nobody is there. Expires leases, rings again for work that waits, delivers
+webhooks.
 
 Any number may run; a lease in the database lets one of them lead. Neither Celery's beat nor its ETA: both would put
 truth into the broker.
@@ -25,6 +26,8 @@ from common.db.rows import IdempotencyRow, JobRow, LeaderRow, UsageRow
 from common.errors import InfraError
 from common.expiry import remove_expired
 from common.jobs import doorbell, lifecycle
+from common.webhooks import outbox
+from worker.deliverer import Deliverer
 
 _NAME = "sweeper"
 SWEEPS_PER_LEASE = 4
@@ -48,7 +51,14 @@ class Sweeper:
         self.stopped = threading.Event()
 
     def run(self) -> None:
-        """Sweep until `stopped` is set."""
+        """Sweep until `stopped` is set, and deliver webhooks beside it, whoever leads."""
+        deliverer = Deliverer(self._context, self.stopped)
+        deliverer.start()
+        self._sweep_until_stopped()
+        deliverer.join()
+        self.resign()
+
+    def _sweep_until_stopped(self) -> None:
         while not self.stopped.is_set():
             try:
                 if self.leads():
@@ -56,7 +66,6 @@ class Sweeper:
             except (DBAPIError, PoolTimeout) as error:
                 _log.warning("the database does not answer (%s)", type(error).__name__)
             self.stopped.wait(self._period_s)
-        self.resign()
 
     def leads(self) -> bool:
         """Take or keep the lead; return whether this process has it. It lasts three sweeps."""
@@ -105,6 +114,7 @@ class Sweeper:
         with self._context.write() as session:
             workers.forget_silent(session)
             session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < db_now() - IDEMPOTENCY_S))
+            outbox.forget(session)
             session.execute(delete(UsageRow).where(UsageRow.ended_at < db_now() - USAGE_S))
 
     def _remove_expired(self) -> None:

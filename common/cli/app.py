@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from common.cli import admin, chat, datasets, demo, doctor, jobs, keys, quota, servers, state, workers
+from common.cli import admin, chat, datasets, demo, doctor, jobs, keys, quota, servers, state, webhooks, workers
 from common.cli.download import download
 from common.cli.failures import Guarded
 from common.cli.serve import serve
@@ -55,5 +55,9 @@ _COMMANDS = (
 )
 for _command in _COMMANDS:
     app.command()(_command)
-for _group, _name in ((datasets, "datasets"), (workers, "workers"), (keys, "keys"), (admin, "admin")):
+_GROUPS = (
+    *((datasets, "datasets"), (workers, "workers"), (webhooks, "webhooks")),
+    *((keys, "keys"), (admin, "admin")),
+)
+for _group, _name in _GROUPS:
     app.add_typer(_group.app, name=_name)

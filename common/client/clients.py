@@ -22,6 +22,7 @@ from common.client.resources import (
 )
 from common.client.retries import Retries
 from common.client.transport import AsyncTransport, Transport
+from common.client.webhooks import AsyncWebhooks, Webhooks
 
 
 class Tunery:
@@ -60,6 +61,7 @@ class Tunery:
         self.workers = Workers(self._transport)
         self.keys = Keys(self._transport)
         self.quotas = Quotas(self._transport)
+        self.webhooks = Webhooks(self._transport)
 
     @property
     def address(self) -> Address:
@@ -96,6 +98,7 @@ class AsyncTunery:
         self.workers = AsyncWorkers(self._transport)
         self.keys = AsyncKeys(self._transport)
         self.quotas = AsyncQuotas(self._transport)
+        self.webhooks = AsyncWebhooks(self._transport)
 
     @property
     def address(self) -> Address:

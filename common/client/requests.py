@@ -18,6 +18,7 @@ from common.schemas.jobs import ArtifactList, EventList, JobList, JobRead, Metri
 from common.schemas.keys import KeyCreated, KeyList
 from common.schemas.precision import PrecisionRead
 from common.schemas.quotas import Quota, QuotaLimits
+from common.schemas.webhooks import Delivery, DeliveryList, WebhookCreated, WebhookList, WebhookRead
 from common.schemas.workers import BaseModelList, Worker, WorkerList
 
 _UPLOAD_TIMEOUT_S = 600
@@ -50,6 +51,15 @@ class OrderFields(TypedDict, total=False):
 
     priority: int
     not_before: datetime | str | None
+
+
+class WebhookFields(TypedDict, total=False):
+    """What of a webhook may change, as in the body of `PATCH /webhooks/{id}`; `events` None is every event."""
+
+    url: str
+    events: list[str] | None
+    description: str
+    enabled: bool
 
 
 def create_job(model: str, dataset: str | Dataset, fields: JobFields, idempotency_key: str | None) -> Call[JobRead]:
@@ -209,3 +219,54 @@ def get_quota(tenant: str | None) -> Call[Quota]:
 def set_quota(limits: QuotaLimits, tenant: str | None) -> Call[Quota]:
     """Return the wish that these are a tenant's limits."""
     return Call("PUT", "/quota", Quota, {"tenant": tenant}, json=limits.model_dump(mode="json"), repeatable=True)
+
+
+def create_webhook(url: str, events: Sequence[str] | None, description: str) -> Call[WebhookCreated]:
+    """Return the create of a webhook; sent once, since its secret is shown once."""
+    body = {"url": url, "events": None if events is None else list(events), "description": description}
+    return Call("POST", "/webhooks", WebhookCreated, json=body)
+
+
+def list_webhooks() -> Call[WebhookList]:
+    """Return the question for the tenant's webhooks."""
+    return get("/webhooks", WebhookList)
+
+
+def get_webhook(webhook: str) -> Call[WebhookRead]:
+    """Return the question for one webhook."""
+    return get(f"/webhooks/{segment(webhook)}", WebhookRead)
+
+
+def change_webhook(webhook: str, fields: WebhookFields) -> Call[WebhookRead]:
+    """Return the wish that a webhook is told other things, elsewhere, or nothing."""
+    return Call("PATCH", f"/webhooks/{segment(webhook)}", WebhookRead, json=dict(fields), repeatable=True)
+
+
+def delete_webhook(webhook: str) -> Call[Nothing]:
+    """Return the removal of a webhook and its deliveries."""
+    return delete(f"/webhooks/{segment(webhook)}")
+
+
+def rotate_webhook(webhook: str, overlap_s: int | None) -> Call[WebhookCreated]:
+    """Return the wish for a new secret; sent once, since a second one would end the overlap with the first."""
+    return Call("POST", f"/webhooks/{segment(webhook)}/rotate", WebhookCreated, {"overlap_s": overlap_s})
+
+
+def ping_webhook(webhook: str) -> Call[Delivery]:
+    """Return the wish for a message that says nothing."""
+    return post(f"/webhooks/{segment(webhook)}/ping", Delivery)
+
+
+def list_deliveries(webhook: str, state: str | None, limit: int | None, after: str | None) -> Call[DeliveryList]:
+    """Return the question for one page of a webhook's deliveries, newest first."""
+    return get(f"/webhooks/{segment(webhook)}/deliveries", DeliveryList, state=state, limit=limit, after=after)
+
+
+def get_delivery(webhook: str, delivery: str) -> Call[Delivery]:
+    """Return the question for one delivery."""
+    return get(f"/webhooks/{segment(webhook)}/deliveries/{segment(delivery)}", Delivery)
+
+
+def redeliver(webhook: str, delivery: str) -> Call[Delivery]:
+    """Return the wish that a delivery is made again."""
+    return post(f"/webhooks/{segment(webhook)}/deliveries/{segment(delivery)}/redeliver", Delivery)

@@ -59,9 +59,13 @@ def _month_sqlite(_element: db_month, _compiler: Any, **_: Any) -> str:
 
 
 def make_engine(url: str, *, pool_size: int = 10) -> Engine:
-    """Return an engine for `url` (`postgresql+psycopg://…` or `sqlite:///…`) with Tunery's connection settings."""
+    """Return an engine for `url` (`postgresql+psycopg://…` or `sqlite:///…`) with Tunery's connection settings.
+
+    Errors never show the values of a statement: the secret of a webhook may be one of them.
+    """
     if url.startswith("sqlite"):
-        engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_MS / 1000, "check_same_thread": False})
+        arguments = {"timeout": _BUSY_TIMEOUT_MS / 1000, "check_same_thread": False}
+        engine = create_engine(url, connect_args=arguments, hide_parameters=True)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
@@ -75,7 +79,13 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
         "tcp_user_timeout": 15_000,
     }
     engine = create_engine(
-        url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True, pool_timeout=10, connect_args=arguments
+        url,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_pre_ping=True,
+        pool_timeout=10,
+        connect_args=arguments,
+        hide_parameters=True,
     )
     event.listen(engine, "connect", _prepare_postgres)
     event.listen(engine, "after_cursor_execute", _set_timer_again)

@@ -296,6 +296,69 @@ class IdempotencyRow(Base):
     created_at: Mapped[float]
 
 
+class WebhookRow(Base):
+    """Where a tenant wants to be told. `events` None: of everything. The secret must be readable, to sign with it."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    tenant: Mapped[str] = mapped_column(String(64))
+    url: Mapped[str]
+    description: Mapped[str] = mapped_column(default="")
+    events: Mapped[list[str] | None] = mapped_column(Json)
+    secret: Mapped[str] = mapped_column(String(64))
+    # After a rotation both sign, until everybody who verifies has the new one.
+    old_secret: Mapped[str | None] = mapped_column(String(64))
+    old_secret_until: Mapped[float | None]
+    created_at: Mapped[float]
+    last_success_at: Mapped[float | None]
+    disabled_at: Mapped[float | None]
+    disabled_reason: Mapped[str | None]
+
+    __table_args__ = (Index("webhooks_by_tenant", "tenant", "id"),)
+
+
+class DeliveryRow(Base):
+    """One event for one webhook: written with the event itself, sent later. `body` is what is signed, to the byte.
+
+    `attempts` counts every try and tells a late answer from the present one; `failures` counts those since it was last
+    asked for, and so says how long the next pause is.
+    """
+
+    __tablename__ = "webhook_deliveries"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    webhook_id: Mapped[str] = mapped_column(Id, ForeignKey("webhooks.id", ondelete="CASCADE"))
+    type: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str | None] = mapped_column(Id)
+    body: Mapped[str]
+    state: Mapped[str] = mapped_column(String(16))
+    attempts: Mapped[int] = mapped_column(default=0)
+    failures: Mapped[int] = mapped_column(default=0)
+    next_at: Mapped[float]
+    lease_expires_at: Mapped[float | None]
+    answer: Mapped[int | None]
+    error: Mapped[str | None]
+    created_at: Mapped[float]
+    ended_at: Mapped[float | None]
+
+    __table_args__ = (
+        Index("webhook_deliveries_by_webhook", "webhook_id", "id"),
+        Index(
+            "webhook_deliveries_due",
+            "next_at",
+            sqlite_where=text("state = 'pending'"),
+            postgresql_where=text("state = 'pending'"),
+        ),
+        Index(
+            "webhook_deliveries_ended",
+            "ended_at",
+            sqlite_where=text("ended_at is not null"),
+            postgresql_where=text("ended_at is not null"),
+        ),
+    )
+
+
 class LeaderRow(Base):
     """Who leads: a lease by name, for the sweeper."""
 

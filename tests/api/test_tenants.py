@@ -10,10 +10,10 @@ from fastapi.routing import APIRoute
 from api.auth import AuthenticatedRoute
 from api.openai import files as openai_files
 from api.openai import uploads as openai_uploads
-from api.routes import adapters, base_models, datasets, history, jobs, keys, quota, workers
+from api.routes import adapters, base_models, datasets, history, jobs, keys, quota, webhooks, workers
 from tests.api.conftest import SPEC, Api, drive, finish
 
-NATIVE = (jobs, history, adapters, datasets, base_models, workers, keys, quota)
+NATIVE = (jobs, history, adapters, datasets, base_models, workers, keys, quota, webhooks)
 OPENAI = (openai_files, openai_uploads)
 ROUTES = [route for module in NATIVE + OPENAI for route in module.router.routes if isinstance(route, APIRoute)]
 OPENAI_ROUTES = [route for module in OPENAI for route in module.router.routes]
@@ -21,10 +21,11 @@ PLAIN = {"POST /jobs", "GET /jobs", "POST /datasets", "GET /datasets", "GET /bas
 PLAIN |= {"POST /v1/files", "GET /v1/files", "POST /v1/uploads"}
 BODIES: dict[str, dict[str, Any]] = {
     "PATCH /jobs/{job_id}": {"json": {"priority": 1}},
+    "PATCH /webhooks/{webhook_id}": {"json": {"enabled": False}},
     "POST /v1/uploads/{upload_id}/parts": {"files": {"data": ("a", b"x")}},
     "POST /v1/uploads/{upload_id}/complete": {"json": {"part_ids": ["p"]}},
 }
-OWN = {"POST /keys", "GET /keys", "GET /quota", "PUT /quota"}
+OWN = {"POST /keys", "GET /keys", "GET /quota", "PUT /quota", "POST /webhooks", "GET /webhooks"}
 
 
 def called(route: APIRoute) -> str:
@@ -47,6 +48,8 @@ def foreign(any_api: Api) -> dict[str, str]:
         job = client.post("/jobs", json={**SPEC, "dataset": dataset["uri"]}).json()
         finish(any_api.context, drive(any_api.context, job["id"]))
         key = client.post("/keys", json={"name": "k"}).json()
+        webhook = client.post("/webhooks", json={"url": "https://example.com/hook"}).json()
+        delivery = client.post(f"/webhooks/{webhook['id']}/ping").json()
         announced = {"purpose": "fine-tune", "filename": "a", "bytes": 1, "mime_type": ""}
         upload = client.post("/v1/uploads", json=announced).json()
     return {
@@ -55,6 +58,8 @@ def foreign(any_api: Api) -> dict[str, str]:
         "key_id": key["id"],
         "file_id": dataset["id"],
         "upload_id": upload["id"],
+        "webhook_id": webhook["id"],
+        "delivery_id": delivery["id"],
     }
 
 
@@ -68,12 +73,13 @@ def test_every_route_with_another_tenants_key(any_api: Api, foreign: dict[str, s
             answer = client.request(min(route.methods), path_of(route).format(**foreign), **body)
             assert answer.status_code == 404, f"{called(route)}: {answer.status_code}"
             walked.add(called(route))
-        for path in ("/jobs", "/datasets", "/v1/files"):
+        for path in ("/jobs", "/datasets", "/v1/files", "/webhooks"):
             assert client.get(path).json()["data"] == []
         assert [key["tenant"] for key in client.get("/keys").json()["data"]] == ["stranger"]
         stolen = client.post("/jobs", json={**SPEC, "dataset": f"dataset:{foreign['dataset_id']}"})
         assert stolen.status_code == 400 and stolen.json()["param"] == "dataset"
-    assert len(walked) >= 13
+    assert len(walked) >= 20
     with any_api.client() as client:
         assert client.get(f"/jobs/{foreign['job_id']}").status_code == 200
         assert client.get(f"/datasets/{foreign['dataset_id']}").status_code == 200
+        assert client.get(f"/webhooks/{foreign['webhook_id']}").json()["enabled"]

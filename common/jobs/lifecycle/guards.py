@@ -1,4 +1,4 @@
-"""How a verb is written: one guarded UPDATE, one event row, no commit."""
+"""How a verb is written: one guarded UPDATE, one event row, what webhooks are to be told of it, no commit."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from common.db.rows import EventRow, JobRow, UsageRow
 from common.errors import LeaseLost, NotFound, WrongState
 from common.jobs import states
 from common.jobs.lifecycle.terms import Claim, Event, Failure
+from common.webhooks import outbox
 
 jobs: Table = JobRow.__table__  # type: ignore[assignment]
 EventOf = Callable[[str], Event]
@@ -60,7 +61,10 @@ def change(
     row = session.execute(statement).one_or_none()
     if row is None:
         return None
-    insert_events(session, row.id, row.seq, [event if isinstance(event, Event) else event(row.status)])
+    told = event if isinstance(event, Event) else event(row.status)
+    insert_events(session, row.id, row.seq, [told])
+    if "status" in values:
+        outbox.record(session, row.id, row.seq, told.message)
     return str(row.status)
 
 
@@ -121,6 +125,8 @@ def take(
     if row is None:
         return None
     insert_events(session, row.id, row.seq, [event])
+    if "status" in values:
+        outbox.record(session, row.id, row.seq, event.message)
     return Claim(row.id, row.tenant, row.epoch, worker_id, lease_s, row.desired)
 
 

@@ -14,6 +14,7 @@ from common.jobs import doorbell, quotas, states
 from common.jobs.lifecycle.guards import NO_LEASE, change, insert_events, jobs, own_job, refuse_unless
 from common.jobs.lifecycle.terms import Event
 from common.schemas.jobs import JobOrder, JobSpec
+from common.webhooks import outbox
 
 
 def submit(session: Session, tenant: str, spec: JobSpec, *, retry_of: str | None = None) -> str:
@@ -42,6 +43,7 @@ def submit(session: Session, tenant: str, spec: JobSpec, *, retry_of: str | None
     origin = {"retry_of": retry_of} if retry_of else {}
     event = Event("job.submitted", "The job was accepted and will be checked.", data=origin)
     insert_events(session, job_id, 1, [event])
+    outbox.record(session, job_id, 1, event.message)
     doorbell.after_commit(session, doorbell.PREFLIGHT)
     return job_id
 
