@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import httpx2
 import pytest
 from typer.testing import CliRunner, Result
@@ -19,7 +20,16 @@ from typer.testing import CliRunner, Result
 import migrations
 from common import context, keys, settings
 from common.cli.app import app
-from common.client import Missing, NotAuthenticated, NotPermitted, RateLimited, RequestInvalid, StateConflict, Tunery
+from common.client import (
+    AsyncTunery,
+    Missing,
+    NotAuthenticated,
+    NotPermitted,
+    RateLimited,
+    RequestInvalid,
+    StateConflict,
+    Tunery,
+)
 from common.embedded.ports import free_ports
 from tests.servers import S3
 
@@ -243,3 +253,24 @@ def test_pages_follow_each_other(client: Tunery):
             break
         after = page.next
     assert sorted(found) == sorted(made) and found == sorted(found, reverse=True)
+
+
+def test_webhooks_of_both_clients(client: Tunery, tunery):
+    made = json.loads(tunery("webhooks", "create", "https://example.com/hook", "-e", "job.failed", "-o", "json").stdout)
+    hook = made["id"]
+    assert made["secret"].startswith("whsec_") and client.webhooks.get(hook).events == ["job.failed"]
+    assert client.webhooks.change(hook, events=None, description="all").description == "all"
+    ping = client.webhooks.ping(hook)
+    assert client.webhooks.delivery(hook, ping.id).type == "webhook.ping"
+    assert client.webhooks.rotate(hook, overlap_s=0).secret != made["secret"]
+
+    async def look() -> None:
+        async with AsyncTunery(client.address.url, client.address.api_key) as other:
+            [found] = (await other.webhooks.deliveries(hook, state="pending")).data
+            assert found.id == ping.id and (await other.webhooks.redeliver(hook, ping.id)).state == "pending"
+            assert hook in [each.id for each in (await other.webhooks.list()).data]
+            await other.webhooks.delete(hook)
+
+    anyio.run(look)
+    with pytest.raises(Missing):
+        client.webhooks.get(hook)
