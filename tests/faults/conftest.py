@@ -16,7 +16,12 @@ __all__ = ["_tests_are_importable", "bench", "bench_database_url", "context"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`make faults` asks for more than `make test`."""
-    parser.addoption("--machine-examples", type=int, default=500, help="examples of the state machine, per database")
+    parser.addoption(
+        "--machine-examples",
+        type=int,
+        default=500,
+        help="examples of the state machine, half of them over each database",
+    )
     parser.addoption("--saving-kills", type=int, default=60, help="kills of a trainer that saves a checkpoint")
     parser.addoption("--uploading-kills", type=int, default=10, help="kills of a worker that uploads a checkpoint")
 

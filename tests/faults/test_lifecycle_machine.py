@@ -1,12 +1,14 @@
 """`lifecycle` as a state machine: what several workers, checkers, sweepers and users do in any order, against a model.
 
-Claims are kept for ever and tried again when they are stale. Time passes by editing leases. Some verbs are run at the
+Claims are kept for ever and tried again when they are stale. Time passes by editing rows, and at no other time: a
+loaded machine that stands still for seconds must not end a pause that the model believes in. Some verbs are run at the
 same moment in two transactions: what comes out must be what one of the two orders gives.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -36,6 +38,9 @@ from tests.faults import model
 SPEC = JobSpec(model="org/base", dataset="s3://bucket/train.jsonl")
 LIMITS = Limits(crash_loop_attempts=model.CRASHES_MAX, retry_max_s=1000.0)
 LEASE_S = 1000.0
+FAR_S = 1e6
+# What SQLite's clock may be behind.
+TICK_S = 0.01
 JOBS_MAX = 4
 ACCEPTED: dict[str, Any] = {"base_id": "b", "base_revision": None, "dataset_sha256": "d", "report": {}}
 
@@ -144,6 +149,7 @@ class LifeOfJobs(RuleBasedStateMachine):
         self.claim("w1")
 
     def take(self, worker: str, status: str, verb: Callable[[Any], Claim | None]) -> Claim | None:
+        self.stop_the_clock()
         due = model.best(list(self.jobs.values()), status)
         claim = self.done(verb)
         assert (claim and claim.job_id) == (due and due.id), f"claimed {claim}, and {due} is due"
@@ -154,6 +160,14 @@ class LifeOfJobs(RuleBasedStateMachine):
         self.claims.append(claim)
         assert claim.epoch == self.jobs[due.id].epoch and claim.desired == due.desired
         return claim
+
+    def stop_the_clock(self) -> None:
+        """Let the order of claims know nothing of how long this run has really taken."""
+        waiting = [job.id for job in self.jobs.values() if job.waits]
+        with self.sessions.write() as session:
+            session.execute(update(JobRow).values(claimed_at=db_now(), queued_at=db_now()))
+            session.execute(update(UsageRow).values(started_at=UsageRow.ended_at))
+            session.execute(update(JobRow).where(JobRow.id.in_(waiting)).values(not_before=db_now() + FAR_S))
 
     # ---- what is done to a job ----
 
@@ -213,7 +227,7 @@ class LifeOfJobs(RuleBasedStateMachine):
         job = self.jobs[claim.job_id]
         known = deeds_of_worker(claim, 1, kind) | deeds_of_others(job)
         one, two = known[first], known[second]
-        start = threading.Barrier(2)
+        start, began = threading.Barrier(2), time.time()
         answers = [self.pool.submit(self.answer, deed, start) for deed in (one[0], two[0])]
         got = [answer.result(30) for answer in answers]
         row = self.row(job.id)
@@ -223,8 +237,7 @@ class LifeOfJobs(RuleBasedStateMachine):
             if expected == got and seen(row) == told(after)
         ]
         assert explained, f"{first} and {second} on {job} answered {got}, and left {seen(row)}"
-        self.jobs[job.id] = explained[0]
-        self.touched.add(job.id)
+        self.became(explained[0], began, pause_s=1.0)
 
     @staticmethod
     def orders(job: model.Job, one: Deed, two: Deed, *, skips: bool) -> Iterator[tuple[list[Any], model.Job]]:
@@ -282,10 +295,16 @@ class LifeOfJobs(RuleBasedStateMachine):
 
     def do(self, job_id: str, deed: Deed) -> None:
         expected, after = deed[1](self.jobs[job_id])
-        before, got = self.jobs[job_id], self.answer(deed[0])
+        before, began, got = self.jobs[job_id], time.time(), self.answer(deed[0])
         assert got == expected, f"answered {got!r} and not {expected!r}, at {before}"
-        self.jobs[job_id] = after
-        self.touched.add(job_id)
+        self.became(after, began, pause_s=min(2.0 ** (before.faults + before.crashes), LIMITS.retry_max_s))
+
+    def became(self, after: model.Job, began: float, pause_s: float) -> None:
+        """Take over what deeds made of a job; a pause that they began must be `pause_s` or longer."""
+        before, self.jobs[after.id] = self.jobs[after.id], after
+        self.touched.add(after.id)
+        if after.waits and not before.waits:
+            assert self.row(after.id).not_before >= began + pause_s - TICK_S
 
     def row(self, job_id: str) -> Row[Any]:
         with self.sessions.read() as session:
