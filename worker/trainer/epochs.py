@@ -13,25 +13,17 @@ _EPOCHS_MAX = 50
 
 
 class EpochEnds(TrainerCallback):
-    """Asks for what the steps do not bring anyway. `evaluated`: there are validation rows."""
+    """Asks at the last step of an epoch, whose number is whole there. `evaluated`: there are validation rows.
+
+    Not after that step: its checkpoint may be saved by then, without an evaluation that no resumed run would repeat.
+    """
 
     def __init__(self, asked: Hyperparameters, evaluated: bool):
         self._save = asked.save_steps == "auto"
         self._evaluate = asked.eval_steps == "auto" and evaluated
-        self._saved_at = self._evaluated_at = -1
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Remember the step of a checkpoint."""
-        self._saved_at = state.global_step
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Remember the step of an evaluation."""
-        self._evaluated_at = state.global_step
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Ask for a checkpoint and an evaluation, unless this step has them or the run was stopped within the epoch."""
-        if state.num_train_epochs <= _EPOCHS_MAX and not control.should_training_stop:
-            control.should_save |= self._save and self._saved_at != state.global_step
-            control.should_evaluate |= self._evaluate and self._evaluated_at != state.global_step
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask for a checkpoint and an evaluation of an epoch's last step, one that is about to stop included."""
+        if state.num_train_epochs <= _EPOCHS_MAX and state.epoch is not None and float(state.epoch).is_integer():
+            control.should_save |= self._save
+            control.should_evaluate |= self._evaluate

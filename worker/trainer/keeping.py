@@ -50,7 +50,6 @@ class Keeper(TrainerCallback):
         name = f"step-{state.global_step:08d}"
         target = self._run.checkpoints / name
         target.parent.mkdir(exist_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
         seal(written, target, self._manifest(state))
         self._run.send(Checkpoint(state.global_step, f"checkpoints/{name}"))
 

@@ -12,7 +12,9 @@ from common.schemas.hyperparameters import Hyperparameters
 from tests.worker.trainer import tiny
 from tests.worker.trainer.conftest import Attempt, Go
 from tests.worker.trainer.test_resume import history, resumed
+from worker.trainer import protocol
 from worker.trainer.epochs import EpochEnds
+from worker.trainer.lifeline import Wishes
 from worker.trainer.protocol import Checkpoint
 from worker.trainer.results import COLUMNS
 
@@ -29,6 +31,21 @@ def checkpoints(made: Attempt) -> list[int]:
     return [message.step for message in made.messages if isinstance(message, Checkpoint)]
 
 
+class StopAfter(Wishes):
+    """Wishes to go on for so many steps, and then to stop."""
+
+    def __init__(self, num_steps: int):
+        super().__init__()
+        self._left = num_steps
+
+    def leave_if_asked(self) -> None:
+        """Not between the stages."""
+
+    def reason(self) -> str | None:
+        self._left -= 1
+        return "the test wants it" if self._left < 0 else None
+
+
 def test_each_epoch_leaves_a_checkpoint_and_an_evaluation(go: Go, base: Path, tmp_path: Path):
     whole = go(validation=tiny.chat_rows(4), lora={"lora_dropout": 0.2}, **EPOCHS)
     assert (checkpoints(whole), steps(whole)) == ([3, 6, 9], [3, 6, 9])
@@ -43,20 +60,32 @@ def test_steps_that_were_asked_for_are_all(go: Go):
     assert (checkpoints(made), steps(made)) == ([4, 8, 9], [4, 8, 9])
 
 
-@pytest.mark.parametrize(("num_epochs", "asked"), [(50, True), (51, False)])
-def test_an_epochs_end_asks_for_what_its_step_lacks(tmp_path: Path, num_epochs: int, asked: bool):
-    ends = EpochEnds(Hyperparameters(), evaluated=True)
+@pytest.mark.parametrize(("num_epochs", "epoch", "asked"), [(50, 2.0, True), (50, 2.5, False), (51, 2.0, False)])
+def test_the_last_step_of_an_epoch_asks(tmp_path: Path, num_epochs: int, epoch: float, asked: bool):
     args = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
-    state = TrainerState(global_step=20, num_train_epochs=num_epochs)
     control = TrainerControl()
-    ends.on_epoch_end(args, state, control)
+    ends = EpochEnds(Hyperparameters(), evaluated=True)
+    ends.on_step_end(args, TrainerState(epoch=epoch, global_step=20, num_train_epochs=num_epochs), control)
     assert (control.should_save, control.should_evaluate) == (asked, asked)
-    ends.on_save(args, state, control)
-    ends.on_evaluate(args, state, control)
-    stopped = TrainerControl(should_training_stop=True)
-    for again, at in ((TrainerControl(), state), (stopped, TrainerState(global_step=21, num_train_epochs=1))):
-        ends.on_epoch_end(args, at, again)
-        assert not again.should_save and not again.should_evaluate
+
+
+def test_the_checkpoint_of_an_epochs_last_step_holds_its_evaluation(go: Go, base: Path, tmp_path: Path):
+    """Also where the step is saved anyway, and where the run is told to stop there."""
+    shape = EPOCHS | {"save_steps": 3}
+    whole = go(validation=tiny.chat_rows(4), load_best_model_at_end=True, **shape)
+    assert (checkpoints(whole), steps(whole)) == ([3, 6, 9], [3, 6, 9])
+    again = resumed(whole, 3, base, tmp_path)
+    assert history(again) == history(whole) and again.adapter_bytes() == whole.adapter_bytes()
+    left = go(validation=tiny.chat_rows(4), load_best_model_at_end=True, wishes=StopAfter(2), **shape)
+    assert left.code == protocol.DRAINED and (checkpoints(left), steps(left)) == ([3], [3])
+
+
+def test_a_run_that_stops_early_at_an_epochs_end_saves_that_step_once(go: Go):
+    made = go(
+        validation=tiny.chat_rows(4), early_stopping_patience=1, early_stopping_threshold=100.0,
+        **(EPOCHS | {"save_steps": 3}),
+    )  # fmt: skip
+    assert (checkpoints(made), steps(made)) == ([3, 6], [3, 6])
 
 
 def test_the_table_holds_what_was_logged(go: Go):
