@@ -10,6 +10,8 @@ TuneryError
 │   ├── TooLarge         more bytes than the operator allows
 │   └── OverQuota        more jobs than the operator allows the tenant; later it may pass
 ├── InfraError           a part of the installation is away; the same call may pass later
+│   ├── SourceAway       where the user's data lie does not answer: not waited for without an end
+│   └── SourceRefused    it answers, and refuses: a few tries, in case that it means something else
 └── LeaseLost            this attempt no longer owns its job: stop and write nothing
 
 Only the edges give an error another form: `api/errors.py` knows HTTP, the CLI knows exit codes.
@@ -87,9 +89,28 @@ class OverQuota(UserError):
 
 
 class InfraError(TuneryError):
-    """A part of the installation (database, broker, object store, hub) is away or full."""
+    """A part of the installation (database, broker, object store, hub) is away or full.
+
+    `attempts`: at which meeting in a row it ends a job; None where a job waits for as long as it takes.
+    """
 
     code = "infra"
+    attempts: int | None = None
+
+
+class SourceAway(InfraError):
+    """Where the user said that the data lie does not answer."""
+
+    code = "source_away"
+    # Three hours, with the longest pause of a minute.
+    attempts = 200
+
+
+class SourceRefused(InfraError):
+    """Where the user said that the data lie refuses them."""
+
+    code = "source_refused"
+    attempts = 5
 
 
 class LeaseLost(TuneryError):

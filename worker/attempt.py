@@ -27,7 +27,7 @@ from common.db.rows import JobRow
 from common.errors import InfraError, InvalidInput, LeaseLost, UserError
 from common.jobs import lifecycle, queries
 from common.jobs.lifecycle import Claim, Event, Failure, Limits
-from worker import bases, publish, specs
+from worker import bases, failures, publish, specs
 from worker.child import Child
 from worker.heart import Heart, Interrupted
 from worker.recorder import Recorder
@@ -88,12 +88,12 @@ class Attempt:
         except Interrupted as stop:
             self._release_for(stop.wish)
         except UserError as error:
-            self._fail(Failure("user_error", error.code, error.message, error.hint, error.param))
+            self._fail(failures.of_user(error))
         except InfraError as error:
-            self._fault(Failure("infra", error.code, f"{error.message}."))
+            self._fault(failures.of_infrastructure(error))
         except OSError as error:
             reason = "disk_full" if error.errno == errno.ENOSPC else "worker_io"
-            self._fault(Failure("infra", reason, f"The worker's disk failed: {error.strerror}."))
+            self._fault(failures.of_disk(reason, f"The worker's disk failed: {error.strerror}."))
         except (DBAPIError, PoolTimeout) as error:
             self._fault(Failure("infra", "database_away", f"The database was away ({type(error).__name__})."))
 
@@ -261,14 +261,13 @@ class Attempt:
         elif code in (protocol.BAD_INPUT, protocol.DIVERGED):
             self._fail(self._failure("user_error" if code == protocol.BAD_INPUT else "diverged"))
         else:
-            kinds = {protocol.OUT_OF_MEMORY: "oom", protocol.DISK_FULL: "infra", protocol.DEVICE_FAULT: "device"}
-            self._fault(self._failure(kinds.get(code, "crash"), code))
+            self._fault(self._failure(*failures.kind_of_exit(code), code))
 
-    def _failure(self, kind: str, code: int = 0) -> Failure:
-        if self._failed is not None:
-            return Failure(kind, self._failed.code, self._failed.message, self._failed.hint, self._failed.param)
+    def _failure(self, kind: str, attempts: int | None = None, code: int = 0) -> Failure:
+        if (said := self._failed) is not None:
+            return Failure(kind, said.code, said.message, said.hint, said.param, attempts)
         ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return Failure(kind, "trainer_died", f"The trainer ended with {ended}.")
+        return Failure(kind, "trainer_died", f"The trainer ended with {ended}.", attempts=attempts)
 
     def _publish(self, spec: TrainSpec, result: Result) -> None:
         self._recorder.stage("publish")

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 )
 from tqdm import tqdm
 
-from common.errors import InfraError, InvalidInput
+from common.errors import InfraError, InvalidInput, SourceRefused
 from common.settings import Settings
 
 # Never *.bin, *.pt or *.py: a pickle runs code when it is loaded.
@@ -190,7 +190,19 @@ def hub_errors(what: str, param: str = _PARAM) -> Iterator[None]:
             hint="Name a base model of the server: GET /base-models lists them.",
         ) from error
     except (HfHubHTTPError, HTTPError) as error:
+        if _refuses(error):
+            raise SourceRefused(
+                f"{param}: the hub refuses {what}",
+                code="hub_refused",
+                param=param,
+                hint="Ask the operator whether TUNERY_HF_TOKEN may read it.",
+            ) from error
         raise InfraError(f"the hub does not answer for {what} ({type(error).__name__})", code="hub_away") from error
+
+
+def _refuses(error: Exception) -> bool:
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    return 400 <= status < 500 and status not in (408, 429)
 
 
 def _choices(settings: Settings) -> str:

@@ -14,9 +14,9 @@ from sqlalchemy import select
 from common import uris
 from common.context import Context
 from common.db.rows import DatasetRow
-from common.errors import InvalidInput, NotFound, TooLarge, UserError
+from common.errors import InfraError, InvalidInput, NotFound, SourceAway, SourceRefused, TooLarge, UserError
 from common.settings import Settings
-from common.storage.store import sha256_of
+from common.storage.store import REFUSED, sha256_of
 from worker import bases, guard
 
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
@@ -45,7 +45,8 @@ def dataset(
 
     Raises:
         InvalidInput: the URI is not allowed, leads to nothing, or to more bytes than the operator allows.
-        InfraError: where it lies cannot be reached now.
+        SourceAway, SourceRefused: where it lies does not answer, or says no.
+        InfraError: the store or the hub cannot be reached now.
     """
     partial = folder / "dataset" / f"{name}.partial"
     partial.parent.mkdir(exist_ok=True)
@@ -54,10 +55,11 @@ def dataset(
         source = _SOURCES[uri.partition(":")[0]](context, tenant, uri, partial, alive)
     except NotFound as error:
         raise InvalidInput(f"{param}: there is nothing at {uri}", param=param, code="dataset_not_found") from error
-    except UserError as error:
+    except (UserError, SourceAway, SourceRefused) as error:
         # The sources below speak of `dataset`; the field to mend may be the other one.
         message = f"{param}:{error.message.removeprefix(f'{_PARAM}:')}"
-        raise InvalidInput(message, code=error.code, param=param, hint=error.hint) from error
+        kind = InvalidInput if isinstance(error, UserError) else type(error)
+        raise kind(message, code=error.code, param=param, hint=error.hint) from error
     suffix = PurePosixPath(source).suffix.lower()
     path = partial.with_name(name + (suffix if suffix in _SUFFIXES else ""))
     partial.rename(path)
@@ -81,8 +83,20 @@ def _uploaded(context: Context, tenant: str, uri: str, path: Path, _alive: Calla
 
 def _from_s3(context: Context, _tenant: str, uri: str, path: Path, _alive: Callable[[], None]) -> str:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
-    _bound(context.store.size(key, bucket=bucket), context.settings)
-    context.store.get_file(key, path, bucket=bucket)
+    try:
+        _bound(context.store.size(key, bucket=bucket), context.settings)
+        context.store.get_file(key, path, bucket=bucket)
+    except InfraError as error:
+        if error.code != REFUSED:
+            raise
+        # Credentials that are refused everywhere are the operator's affair, and the job waits for them.
+        context.store.check()
+        raise SourceRefused(
+            f"{_PARAM}: this server may not read {uri}",
+            param=_PARAM,
+            code="dataset_forbidden",
+            hint=f"Ask the operator to let it read the bucket {bucket}, or upload the file with POST /datasets.",
+        ) from error
     return key
 
 
@@ -99,7 +113,15 @@ def _from_folder(context: Context, _tenant: str, uri: str, path: Path, _alive: C
             code="dataset_not_found",
         )
     _bound(source.stat().st_size, context.settings)
-    shutil.copyfile(source, path)
+    try:
+        shutil.copyfile(source, path)
+    except PermissionError as error:
+        raise SourceRefused(
+            f"{_PARAM}: this server may not read the file {source.name!r}",
+            param=_PARAM,
+            code="dataset_forbidden",
+            hint="Ask the operator to let the server read it.",
+        ) from error
     return source.name
 
 

@@ -6,6 +6,7 @@ connection goes to that very address, while TLS still checks the name; each redi
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -13,13 +14,14 @@ from urllib.parse import urljoin, urlsplit
 import urllib3
 
 from common.addresses import Address
-from common.errors import InfraError, InvalidInput, TooLarge
+from common.errors import InvalidInput, SourceAway, SourceRefused, TooLarge
 from common.settings import Settings
 from worker import resolving
 
 _REDIRECTS_MAX = 5
 _CHUNK_BYTES = 1 << 20
 _PARAM = "dataset"
+_BROKEN_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
 def download(url: str, path: Path, settings: Settings, alive: Callable[[], None]) -> str:
@@ -31,7 +33,7 @@ def download(url: str, path: Path, settings: Settings, alive: Callable[[], None]
     Raises:
         InvalidInput: the address is not allowed, or the server answers with a refusal.
         TooLarge: more than `max_dataset_bytes`.
-        InfraError: the server cannot be reached, or fails.
+        SourceAway: the server cannot be reached, or fails.
     """
     for _ in range(_REDIRECTS_MAX + 1):
         response = _get(url, settings)
@@ -56,7 +58,8 @@ def public_address(host: str, port: int, settings: Settings) -> Address:
 
     Raises:
         InvalidInput: one of its addresses is private, loopback, link-local, multicast or reserved.
-        InfraError: the name cannot be resolved now.
+        SourceRefused: there is no such name.
+        SourceAway: the name cannot be resolved now.
     """
     try:
         return resolving.public_address(host, port, settings)
@@ -69,7 +72,9 @@ def public_address(host: str, port: int, settings: Settings) -> Address:
             "TUNERY_FETCH_NETWORKS.",
         ) from error
     except resolving.Unresolved as error:
-        raise InfraError(f"{_PARAM}: {error.message}", code="dataset_host_unknown") from error
+        raise (SourceRefused if isinstance(error, resolving.NoSuchName) else SourceAway)(
+            f"{_PARAM}: {error.message}", param=_PARAM, code="dataset_host_unknown", hint="Check its spelling."
+        ) from error
 
 
 def _get(url: str, settings: Settings) -> urllib3.BaseHTTPResponse:
@@ -98,20 +103,30 @@ def _get(url: str, settings: Settings) -> urllib3.BaseHTTPResponse:
     headers = {"Host": parts.netloc.rpartition("@")[2], "Accept-Encoding": "identity", "User-Agent": "tunery"}
     try:
         return pool.urlopen("GET", target, headers=headers, redirect=False, preload_content=False)
-    except urllib3.exceptions.SSLError as error:
+    except urllib3.exceptions.HTTPError as error:
+        # A handshake that breaks off is an SSLError too, and says nothing of the server's certificate.
+        if not isinstance(error, urllib3.exceptions.SSLError) or isinstance(error.args[0], _BROKEN_OFF):
+            raise _away(f"the host {host!r} does not answer") from error
         raise InvalidInput(
             f"{_PARAM}: the certificate of {host!r} was not accepted",
             param=_PARAM,
             code="dataset_certificate",
             hint="Ask the operator about TUNERY_CA_BUNDLE.",
         ) from error
-    except urllib3.exceptions.HTTPError as error:
-        raise InfraError(f"the host {host!r} of the dataset does not answer", code="dataset_host_away") from error
+
+
+def _away(what: str) -> SourceAway:
+    return SourceAway(
+        f"{_PARAM}: {what}",
+        param=_PARAM,
+        code="dataset_host_away",
+        hint="Submit the job again once it answers, or upload the file with POST /datasets.",
+    )
 
 
 def _save(response: urllib3.BaseHTTPResponse, path: Path, settings: Settings, alive: Callable[[], None]) -> None:
     if response.status >= 500 or response.status == 429:
-        raise InfraError(f"the dataset's server answers {response.status}", code="dataset_host_away")
+        raise _away(f"the server answers {response.status}")
     if response.status != 200:
         raise InvalidInput(
             f"{_PARAM}: the server answers {response.status}",
@@ -133,4 +148,4 @@ def _save(response: urllib3.BaseHTTPResponse, path: Path, settings: Settings, al
                     )
                 file.write(chunk)
     except urllib3.exceptions.HTTPError as error:
-        raise InfraError("the download of the dataset broke off", code="dataset_host_away") from error
+        raise _away("the download broke off") from error

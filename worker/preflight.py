@@ -20,7 +20,7 @@ from common.context import Context
 from common.errors import InfraError, LeaseLost, UserError
 from common.jobs import doorbell, lifecycle, queries
 from common.jobs.lifecycle import Claim, Failure, Limits
-from worker import bases, specs
+from worker import bases, failures, specs
 from worker.child import Child
 from worker.heart import Heart, Interrupted
 from worker.trainer import protocol
@@ -67,11 +67,11 @@ class _Check:
             spec = self._fetch()
             answer = self._ask(spec)
         except UserError as error:
-            self._reject(Failure("user_error", error.code, error.message, error.hint, error.param))
+            self._reject(failures.of_user(error))
         except InfraError as error:
-            self._postpone(Failure("infra", error.code, f"{error.message}."))
+            self._postpone(failures.of_infrastructure(error))
         except OSError as error:
-            self._postpone(Failure("infra", "worker_io", f"The checking worker's disk failed: {error.strerror}."))
+            self._postpone(failures.of_disk("worker_io", f"The checking worker's disk failed: {error.strerror}."))
         except (DBAPIError, PoolTimeout) as error:
             self._postpone(Failure("infra", "database_away", f"The database was away ({type(error).__name__})."))
         except Interrupted as stop:

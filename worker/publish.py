@@ -18,6 +18,13 @@ from common.storage.store import Store, sha256_of
 from worker.trainer.protocol import MANIFEST_FILE, TrainSpec
 
 
+class NothingMade(InfraError):
+    """A trainer that says it is done has left nothing to publish."""
+
+    code = "nothing_made"
+    attempts = 3
+
+
 @dataclass(frozen=True)
 class Uploaded:
     """A checkpoint in the store: its prefix, the hash of its manifest, and its size in bytes."""
@@ -58,11 +65,11 @@ def artifacts(store: Store, claim: Claim, spec: TrainSpec, out: Path, report: di
     """Upload everything under `out`, an adapter as one archive too, and the manifest last.
 
     Raises:
-        InfraError: the trainer wrote neither an adapter nor a model.
+        NothingMade: the trainer wrote neither an adapter nor a model.
     """
     has_adapter = (out / "adapter" / "adapter_model.safetensors").is_file()
     if not has_adapter and not (out / "model" / "config.json").is_file():
-        raise InfraError("the trainer ended without an adapter or a model", code="no_adapter")
+        raise NothingMade("the trainer ended without an adapter or a model")
     prefix = keys.attempt(claim.tenant, claim.job_id, claim.epoch)
     archive = archive_folder(out / "adapter", out.parent / keys.ADAPTER_ARCHIVE) if has_adapter else None
     entries = [

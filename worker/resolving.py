@@ -13,6 +13,8 @@ from common.addresses import Address
 from common.errors import InfraError, InvalidInput
 from common.settings import Settings
 
+_NO_SUCH_NAME = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
+
 
 class NotPublic(InvalidInput):
     """One of the host's addresses is private, loopback, link-local, multicast or reserved."""
@@ -26,6 +28,10 @@ class Unresolved(InfraError):
     code = "host_unknown"
 
 
+class NoSuchName(Unresolved):
+    """Nor later, as far as one can tell: there is no such name."""
+
+
 def public_address(host: str, port: int, settings: Settings) -> Address:
     """Resolve `host` and return an address of it that may be connected to; every address that it has must be one.
 
@@ -36,7 +42,8 @@ def public_address(host: str, port: int, settings: Settings) -> Address:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
-        raise Unresolved(f"the host {host!r} cannot be resolved") from error
+        unknown = not isinstance(error, socket.gaierror) or error.errno in _NO_SUCH_NAME
+        raise (NoSuchName if unknown else Unresolved)(f"the host {host!r} cannot be resolved") from error
     known = [ipaddress.ip_address(str(item[4][0]).split("%")[0]) for item in found]
     for address in known:
         if not addresses.allowed(address, settings):

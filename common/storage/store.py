@@ -26,6 +26,8 @@ from common.settings import Settings
 PART_BYTES = 16 * 2**20
 _CHUNK_BYTES = 2**20
 _MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
+# The code of errors that say no, and not that something is broken or busy.
+REFUSED = "store_refused"
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,11 @@ def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
+def _refuses(error: ClientError) -> bool:
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return 400 <= status < 500 and status not in (408, 429)
+
+
 @contextmanager
 def _translated(what: str) -> Iterator[None]:
     try:
@@ -214,7 +221,8 @@ def _translated(what: str) -> Iterator[None]:
     except ClientError as error:
         if _code(error) in _MISSING:
             raise NotFound(f"the object store has no {what!r}", code="object_missing") from error
-        raise InfraError(f"the object store refused {what!r}: {_code(error)}", code="store_error") from error
+        code = REFUSED if _refuses(error) else "store_error"
+        raise InfraError(f"the object store refused {what!r}: {_code(error)}", code=code) from error
     # OSError is left alone: it speaks of the local file, a full disk for instance.
     except BotoCoreError as error:
         raise InfraError(f"the object store does not answer ({type(error).__name__})", code="store_away") from error

@@ -307,6 +307,19 @@ def test_infrastructure_faults_wait_longer_each_time_and_never_end_a_job(jobs: J
     assert jobs.do(lifecycle.claim, "w", 60) is None
 
 
+def test_a_fault_that_says_how_often_it_may_be_met_ends_the_job_then(jobs: Jobs):
+    refused = Failure("infra", "dataset_forbidden", "No.", "Ask.", "dataset", attempts=3)
+    started, checked = jobs.checked(), jobs.submit()
+    for failure in (INFRA, refused, refused):
+        assert jobs.status(checked) == "validating" and jobs.status(started) == "queued"
+        with jobs.sessions.write() as session:
+            session.execute(update(JobRow).values(not_before=0))
+        jobs.do(lifecycle.postpone, jobs.do(lifecycle.claim_preflight, "checker", 60), failure, LIMITS)
+        jobs.do(lifecycle.fault, jobs.claim(), failure, LIMITS)
+    for job_id in (checked, started):
+        assert jobs.status(job_id) == "failed" and jobs.row(job_id).error == refused.shown()
+
+
 def test_a_check_that_cannot_be_made_is_postponed(jobs: Jobs):
     job_id = jobs.submit()
     claim = jobs.do(lifecycle.claim_preflight, "checker", 60)

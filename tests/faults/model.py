@@ -11,6 +11,8 @@ from typing import Any
 ENDED = ("succeeded", "failed", "cancelled")
 CRASHES_MAX = 3
 SHRINK_MAX = 3
+# At which fault in a row one of the kind "refused" ends a job.
+REFUSED_MAX = 3
 WISHED = {"run": "queued", "pause": "paused", "cancel": "cancelled"}
 
 # What a verb answers when it is refused.
@@ -118,11 +120,15 @@ def release(job: Job, holder: tuple[str, int]) -> Outcome:
     return status, job.free(status=status)
 
 
+def hopeless(job: Job, kind: str) -> bool:
+    """Whether one more fault of this kind ends a job."""
+    return job.crashes + 1 >= CRASHES_MAX if kind == "crash" else kind == "refused" and job.faults + 1 >= REFUSED_MAX
+
+
 def fault(job: Job, holder: tuple[str, int], kind: str) -> Outcome:
     if not job.owned_by(holder, "running"):
         return LOST, job
-    hopeless = (kind == "crash" and job.crashes + 1 >= CRASHES_MAX) or (kind == "oom" and job.shrink >= SHRINK_MAX)
-    if hopeless and job.desired == "run":
+    if (hopeless(job, kind) or (kind == "oom" and job.shrink >= SHRINK_MAX)) and job.desired == "run":
         return "failed", job.free(status="failed")
     status, counter = WISHED[job.desired], {"crash": "crashes", "oom": "shrink"}.get(kind, "faults")
     return status, job.free(status=status, waits=kind != "oom", **{counter: getattr(job, counter) + 1})
@@ -141,7 +147,7 @@ def reject(job: Job, holder: tuple[str, int]) -> Outcome:
 def postpone(job: Job, holder: tuple[str, int], kind: str) -> Outcome:
     if not job.owned_by(holder, "validating"):
         return LOST, job
-    if kind == "crash" and job.crashes + 1 >= CRASHES_MAX:
+    if hopeless(job, kind):
         return None, job.free(status="failed")
     counter = "crashes" if kind == "crash" else "faults"
     return None, job.free(waits=True, **{counter: getattr(job, counter) + 1})

@@ -46,7 +46,7 @@ ACCEPTED: dict[str, Any] = {"base_id": "b", "base_revision": None, "dataset_sha2
 
 # By number and modulo: which claims there are may hang on how two transactions met, and hypothesis' draws must not.
 NUMBERS = st.integers(0, 59)
-KINDS = st.sampled_from(("crash", "oom", "infra"))
+KINDS = st.sampled_from(("crash", "oom", "infra", "refused"))
 
 # One thing that somebody does to one job: how the product does it, and what the model makes of it.
 Deed = tuple[Callable[[Any], Any], Callable[[model.Job], model.Outcome]]
@@ -58,7 +58,7 @@ def published(claim: Claim) -> Published:
 
 
 def failure(kind: str) -> Failure:
-    return Failure(kind, "code", "message")
+    return Failure(kind, "code", "message", attempts=model.REFUSED_MAX if kind == "refused" else None)
 
 
 def deeds_of_worker(claim: Claim, step: int, kind: str) -> dict[str, Deed]:

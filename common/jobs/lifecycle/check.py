@@ -75,9 +75,13 @@ def reject(session: Session, claim: Claim, failure: Failure, report: dict[str, A
 
 
 def postpone(session: Session, claim: Claim, failure: Failure, limits: Limits) -> None:
-    """The check could not be made (hub, store or network away): try again after a pause; the state stays."""
+    """The check could not be made (hub, store or network away): try again after a pause; the state stays.
+
+    It ends the job where it crashed too often, or where the failure says that waiting has no end.
+    """
     row = locked(session, claim, "accept")
-    if failure.kind == "crash" and row.crashes + 1 >= limits.crash_loop_attempts:
+    looping = failure.kind == "crash" and row.crashes + 1 >= limits.crash_loop_attempts
+    if looping or failure.ends(row.faults):
         reject(session, claim, failure)
         return
     counted = {"crashes": jobs.c.crashes + 1} if failure.kind == "crash" else {"faults": jobs.c.faults + 1}

@@ -176,7 +176,7 @@ def fault(session: Session, claim: Claim, failure: Failure, limits: Limits) -> s
     """An attempt broke: queue the job again after a pause, or end it where that cannot help. Returns the status.
 
     A crash counts towards the crash loop, out of memory shrinks the micro-batch by one rung; both end the job at their
-    limit. An infrastructure fault only waits, twice as long each time.
+    limit. Any other fault only waits, twice as long each time, unless it says how often it may be met.
     """
     row = locked(session, claim, "release")
     if failure.kind == "crash" and row.crashes + 1 >= limits.crash_loop_attempts and row.desired == "run":
@@ -191,7 +191,8 @@ def fault(session: Session, claim: Claim, failure: Failure, limits: Limits) -> s
             ),
         )
         return "failed"
-    if failure.kind == "oom" and row.shrink >= SHRINK_MAX and row.desired == "run":
+    shrunk = failure.kind == "oom" and row.shrink >= SHRINK_MAX
+    if (shrunk or failure.ends(row.faults)) and row.desired == "run":
         fail(session, claim, failure)
         return "failed"
     counted: dict[str, Any] = {

@@ -40,17 +40,25 @@ class MetricPoint:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job failed; `kind` is user_error, infra, oom, diverged, device or crash."""
+    """Why a job failed; `kind` is user_error, infra, oom, diverged, device or crash.
+
+    `attempts`: at which fault in a row, of whatever kind but crashes, this one ends the job; None: never.
+    """
 
     kind: str
     code: str
     message: str
     hint: str | None = None
     param: str | None = None
+    attempts: int | None = None
 
     def shown(self) -> dict[str, Any]:
         """Return what the job's record keeps."""
         return {"code": self.code, "message": self.message, "hint": self.hint, "param": self.param}
+
+    def ends(self, num_faults: int) -> bool:
+        """Whether a job that has met so many faults is given up at this one."""
+        return self.attempts is not None and num_faults + 1 >= self.attempts
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,14 @@ from common.schemas.jobs import JobOrder, JobSpec
 from common.webhooks import outbox
 
 
-def submit(session: Session, tenant: str, spec: JobSpec, *, retry_of: str | None = None) -> str:
-    """Insert a job in `validating` and return its id. `retry_of` is noted as where it comes from.
+def submit(
+    session: Session, tenant: str, spec: JobSpec, *, retry_of: str | None = None, stored: dict[str, Any] | None = None
+) -> str:
+    """Insert a job in `validating` and return its id.
+
+    Args:
+        retry_of: the job that it repeats, noted as where it comes from.
+        stored: the row of that job has `spec` like this.
 
     Raises:
         OverQuota, InvalidInput: as `quotas.admit` does.
@@ -29,7 +35,7 @@ def submit(session: Session, tenant: str, spec: JobSpec, *, retry_of: str | None
         insert(jobs).values(
             id=job_id,
             tenant=tenant,
-            spec=spec.model_dump(mode="json"),
+            spec=spec.model_dump(mode="json") if stored is None else stored,
             model=spec.model,
             priority=spec.priority,
             hold_until=spec.not_before.timestamp() if spec.not_before else 0.0,
@@ -59,8 +65,9 @@ def retry(session: Session, tenant: str, job_id: str) -> str:
     """
     own = own_job(tenant, job_id)
     refuse_unless(session, own, ("failed", "cancelled"), "retry")
-    spec = JobSpec.model_validate(session.scalar(select(jobs.c.spec).where(own)))
-    made = submit(session, tenant, spec, retry_of=job_id)
+    stored = session.scalar(select(jobs.c.spec).where(own))
+    # As it stands: a checkpoint fits a job by its words, and this version may know fields that those before did not.
+    made = submit(session, tenant, JobSpec.model_validate(stored), retry_of=job_id, stored=stored)
     for known in _best_checkpoints(session, job_id):
         # Epoch 0: no attempt of the new job has it.
         copied = {**known, "job_id": made, "epoch": 0}
