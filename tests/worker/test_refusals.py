@@ -1,4 +1,4 @@
-"""A dataset that cannot be had: what may pass is waited for, and what does not ends the job with what to do about it."""
+"""A dataset that cannot be had: what may pass is waited for, and what does not ends the job, with what to do."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ def closed_bucket(context: Context, s3) -> str:
     return bucket
 
 
-def test_a_closed_bucket_is_named_and_not_taken_for_a_broken_store(
-    context: Context, closed_bucket: str, tmp_path: Path
-):
+def test_a_closed_bucket_is_no_broken_store(context: Context, closed_bucket: str, tmp_path: Path):
     open_to = changed(context, dataset_buckets=[closed_bucket])
     with pytest.raises(SourceRefused, match="may not read s3://") as refusal:
         got(open_to, f"s3://{closed_bucket}/train.jsonl", tmp_path)
@@ -125,7 +123,7 @@ def test_a_name_that_does_not_exist_is_no_server_that_is_away(
 
 def test_the_field_of_the_validation_rows_is_named(context: Context, tmp_path: Path):
     open_to = changed(context, fetch_networks=[LOOPBACK])
-    with hangs_up(b"") as port, pytest.raises(SourceAway, match="^validation_dataset: the host") as away:
+    with hangs_up(b"") as port, pytest.raises(SourceAway, match=r"^validation_dataset: the host") as away:
         fetch.dataset(open_to, "t", f"https://127.0.0.1:{port}/x", tmp_path, "v", alive, param="validation_dataset")
     assert away.value.param == "validation_dataset"
 
