@@ -14,6 +14,8 @@ from api.documentation import openai_answers, problem_answers
 from api.edge import Edge
 from api.limits import BodyLimit
 from api.openai import files as openai_files
+from api.openai import jobs as openai_jobs
+from api.openai import models as openai_models
 from api.openai import uploads as openai_uploads
 from api.readiness import Readiness
 from api.routes import adapters, base_models, datasets, health, history, jobs, keys, quota, webhooks, workers
@@ -45,7 +47,7 @@ def create_app(context: Context) -> FastAPI:
     common_answers = problem_answers(400, 401, 503)
     for module in (jobs, history, adapters, datasets, base_models, workers, keys, quota, webhooks):
         app.include_router(module.router, responses=common_answers)
-    for module in (openai_files, openai_uploads):
+    for module in (openai_files, openai_uploads, openai_jobs, openai_models):
         app.include_router(module.router, prefix="/v1", responses=openai_answers(400, 401, 503))
     app.include_router(health.router)
     # The last one added is the outermost.

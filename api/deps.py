@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 from sqlalchemy.orm import Session
 
 from common.context import Context
@@ -70,3 +70,15 @@ Reading = Annotated[Session, Depends(reading, scope="function")]
 Writing = Annotated[Session, Depends(writing, scope="function")]
 WhoCalls = Annotated[Caller, Depends(caller)]
 Administrator = Annotated[Caller, Depends(administrator)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description=(
+            "The same key with the same body answers the job that the first call made. Without one, the same body from "
+            "the same API key does so for TUNERY_REPEAT_WINDOW_S (30), unless that job was cancelled."
+        ),
+    ),
+]

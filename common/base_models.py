@@ -9,6 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.orm import Session
+
+from common import workers
 from common.errors import InvalidInput
 from common.schemas.workers import BaseModelInfo
 from common.settings import Settings
@@ -44,6 +47,14 @@ def check(model: str, settings: Settings) -> None:
 def listed(settings: Settings) -> list[BaseModelInfo]:
     """Return the base models of the folders, with the size of their weights in bytes."""
     return [_shown(settings.model_dir / name) for name in names(settings) if settings.model_dir]
+
+
+def at_hand(session: Session, settings: Settings) -> list[BaseModelInfo]:
+    """Return the base models of the folders, and those that workers hold besides."""
+    folders = listed(settings)
+    known = {name for folder in folders for name in (folder.id, folder.name)}
+    held = sorted({worker.base_model for worker in workers.listed(session) if worker.base_model} - known)
+    return [*folders, *(BaseModelInfo(id=name, name=name, source="worker") for name in held)]
 
 
 def _shown(folder: Path) -> BaseModelInfo:

@@ -5,6 +5,7 @@ An upload is a dataset. A result file is the artifact `reports/metrics.csv` of a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,6 +38,12 @@ class File:
 def result_id(job_id: str) -> str:
     """Return the id of a job's result file."""
     return _RESULT + job_id.removeprefix(_JOB)
+
+
+def with_results(session: Session, job_ids: Sequence[str]) -> set[str]:
+    """Return those of `job_ids` that have a result file."""
+    measured = select(ArtifactRow.job_id).where(ArtifactRow.name == RESULTS, ArtifactRow.job_id.in_(job_ids))
+    return set(session.scalars(measured))
 
 
 def get(session: Session, tenant: str, file_id: str) -> File:

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Depends
 
 from api.auth import AuthenticatedRoute, bearer
 from api.deps import Installation, Reading
-from common import base_models, workers
-from common.schemas.workers import BaseModelInfo, BaseModelList
+from common import base_models
+from common.schemas.workers import BaseModelList
 
 router = APIRouter(
     prefix="/base-models", tags=["base models"], route_class=AuthenticatedRoute, dependencies=[Depends(bearer)]
@@ -17,7 +17,4 @@ router = APIRouter(
 @router.get("")
 def list_base_models(context: Installation, session: Reading) -> BaseModelList:
     """List the base models that a job can name and that are here already."""
-    folders = base_models.listed(context.settings)
-    known = {name for folder in folders for name in (folder.id, folder.name)}
-    held = sorted({worker.base_model for worker in workers.listed(session) if worker.base_model} - known)
-    return BaseModelList(data=[*folders, *(BaseModelInfo(id=name, name=name, source="worker") for name in held)])
+    return BaseModelList(data=base_models.at_hand(session, context.settings))

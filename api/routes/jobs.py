@@ -2,52 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from api.auth import AuthenticatedRoute, bearer
-from api.deps import Installation, Reading, WhoCalls, Writing
+from api.deps import IdempotencyKey, Installation, Reading, WhoCalls, Writing
 from api.documentation import problem_answers
 from api.freshness import retry_after_s, tag, unchanged
+from api.labels import LABELS_DOC, Labels
 from api.watching import Watcher
-from common import submission
+from common import removal, submission
 from common.context import Context
-from common.errors import InvalidInput
-from common.jobs import lifecycle, queries, removal, standing, states
+from common.jobs import lifecycle, queries, standing, states
 from common.schemas.jobs import JobList, JobOrder, JobRead, JobSpec, Status
-from common.storage import keys
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=AuthenticatedRoute, dependencies=[Depends(bearer)])
 
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        min_length=1,
-        max_length=255,
-        pattern=r"^[\x21-\x7e]+$",
-        description=(
-            "The same key with the same body answers the job that the first call made. Without one, the same body from "
-            "the same API key does so for TUNERY_REPEAT_WINDOW_S (30), unless that job was cancelled."
-        ),
-    ),
-]
 _UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "The job is still at that version."}}
-_LABEL = re.compile(r"metadata\[(.*)\]", re.DOTALL)
-_LABELS_DOC = {
-    "parameters": [
-        {
-            "name": "metadata",
-            "in": "query",
-            "style": "deepObject",
-            "explode": True,
-            "description": "`metadata[key]=value`: jobs with this label.",
-            "schema": {"type": "object", "additionalProperties": {"type": "string"}},
-        }
-    ]
-}
 
 
 @router.post("", status_code=201, responses=problem_answers(409, 413, 415, 429))
@@ -67,32 +40,11 @@ def submit_job(
     return queries.shown(queries.row(session, who.tenant, job_id))
 
 
-def labels(request: Request) -> dict[str, str]:
-    """Return what `metadata[key]=value` in the query asks for."""
-    found: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
-        match = _LABEL.fullmatch(name)
-        if match is None and name.partition("[")[0] == "metadata":
-            raise InvalidInput(f"{name}: write metadata[key]=value", param="metadata")
-        if match is not None:
-            _check_label(match[1], value)
-            found[match[1]] = value
-    if len(found) > 16:
-        raise InvalidInput("metadata: at most 16 labels", param="metadata")
-    return found
-
-
-def _check_label(key: str, value: str) -> None:
-    # Quotes and backslashes cannot be written in a path of SQLite's JSON functions.
-    if not key or set(key) & set('"\\\x00') or "\x00" in value:
-        raise InvalidInput(f"metadata[{key[:64]}]: jobs cannot be listed by this key or value", param="metadata")
-
-
-@router.get("", openapi_extra=_LABELS_DOC)
+@router.get("", openapi_extra=LABELS_DOC)
 def list_jobs(
     session: Reading,
     who: WhoCalls,
-    wanted: Annotated[dict[str, str], Depends(labels)],
+    wanted: Labels,
     status: Annotated[list[Status], Query(description="Repeat it for several.")] = [],  # noqa: B006
     after: Annotated[str | None, Query(pattern=r"^\w{1,40}$", description="The last page's `next`.")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
@@ -180,9 +132,4 @@ def retry_job(job_id: str, session: Writing, who: WhoCalls) -> JobRead:
 @router.delete("/{job_id}", status_code=204, responses=problem_answers(404, 409))
 def delete_job(job_id: str, context: Installation, who: WhoCalls) -> None:
     """Delete an ended job, its history and its objects."""
-    with context.read() as session:
-        removal.check_ended(session, who.tenant, job_id)
-    # Objects first: if the store fails half-way, the job is still there to be deleted once more.
-    context.store.delete_prefix(keys.job(who.tenant, job_id))
-    with context.write() as session:
-        removal.delete_rows(session, who.tenant, job_id)
+    removal.remove(context, who.tenant, job_id)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from common.clock import moment
@@ -86,41 +87,90 @@ def page(
     limit: int = 20,
 ) -> JobList:
     """Return jobs, newest first, that come after (are older than) the id `after`."""
+    found, more = rows(session, tenant, status=status, metadata=metadata or {}, after=after, limit=limit)
+    data = [shown(job) for job in found]
+    return JobList(data=data, has_more=more, next=data[-1].id if more else None)
+
+
+def rows(
+    session: Session,
+    tenant: str,
+    *,
+    status: Sequence[str] = (),
+    metadata: Mapping[str, str] | None,
+    after: str | None = None,
+    limit: int = 20,
+) -> tuple[list[JobRow], bool]:
+    """Return the rows of a page of jobs, and whether there are more; `metadata` None asks for jobs without any."""
     query = select(JobRow).where(JobRow.tenant == tenant)
     if status:
         query = query.where(JobRow.status.in_(status))
+    if metadata is None:
+        query = query.where(JobRow.metadata_ == {})
     for key, value in (metadata or {}).items():
         query = query.where(JobRow.metadata_[key].as_string() == value)
     if after:
         query = query.where(JobRow.id < after)
     found = list(session.scalars(query.order_by(JobRow.id.desc()).limit(limit + 1)))
-    data = [shown(job) for job in found[:limit]]
-    more = len(found) > limit
-    return JobList(data=data, has_more=more, next=data[-1].id if more else None)
+    return found[:limit], len(found) > limit
 
 
 def events(session: Session, job_id: str, *, after: int = 0, limit: int = 100) -> EventList:
     """Return the events of a job whose id is greater than `after`, in order. The caller has checked the tenant."""
     query = select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > after).order_by(EventRow.seq)
     found = list(session.scalars(query.limit(limit + 1)))
-    data = [
-        Event(id=item.seq, at=moment(item.at), name=item.name, level=item.level, message=item.message, data=item.data)
-        for item in found[:limit]
-    ]
+    data = [_event(item) for item in found[:limit]]
     return EventList(data=data, has_more=len(found) > limit, next=data[-1].id if data else after)
 
 
 def metrics(session: Session, job_id: str, *, after: int = 0, limit: int = 1000) -> MetricList:
     """Return the metrics of a job after a cursor, in order; of a repeated step only what was logged last."""
+    query = _metrics(job_id).where(MetricRow.seq > after).order_by(MetricRow.seq)
+    found = list(session.scalars(query.limit(limit + 1)))
+    data = [_metric(item) for item in found[:limit]]
+    return MetricList(data=data, has_more=len(found) > limit, next=data[-1].id if data else after)
+
+
+def newest(session: Session, job: JobRow, *, before: int | None, limit: int) -> tuple[list[Event | Metric], bool]:
+    """Return events and metrics in one sequence, newest first, below a cursor, and whether there are more."""
+    # Not above what the row has counted: what is committed between the two queries would be seen by the second only.
+    below = job.seq + 1 if before is None else before
+    events_ = select(EventRow).where(EventRow.job_id == job.id, EventRow.seq < below).order_by(EventRow.seq.desc())
+    metrics_ = _metrics(job.id).where(MetricRow.seq < below).order_by(MetricRow.seq.desc())
+    found: list[Event | Metric] = [_event(item) for item in session.scalars(events_.limit(limit + 1))]
+    found += [_metric(item) for item in session.scalars(metrics_.limit(limit + 1))]
+    found.sort(key=lambda item: item.id, reverse=True)
+    return found[:limit], len(found) > limit
+
+
+def measured_at(session: Session, job_id: str, steps: Iterable[int]) -> dict[int, list[Metric]]:
+    """Return of each step what training had logged last by then, and what was evaluated at it."""
+    logged = select(MetricRow.kind, MetricRow.step, func.max(MetricRow.seq)).where(MetricRow.job_id == job_id)
+    known = {(kind, step): seq for kind, step, seq in session.execute(logged.group_by(MetricRow.kind, MetricRow.step))}
+    trained = sorted(step for kind, step in known if kind == "train")
+    wanted: dict[int, list[int]] = {}
+    for step in steps:
+        by_then = trained[: bisect_right(trained, step)][-1:]
+        seqs = [known["train", found] for found in by_then] + [known.get(("eval", step))]
+        wanted[step] = [seq for seq in seqs if seq is not None]
+    every = [seq for seqs in wanted.values() for seq in seqs]
+    query = select(MetricRow).where(MetricRow.job_id == job_id, MetricRow.seq.in_(every))
+    values = {row.seq: _metric(row) for row in session.scalars(query)}
+    return {step: [values[seq] for seq in seqs] for step, seqs in wanted.items()}
+
+
+def _metrics(job_id: str) -> Select[MetricRow]:
     # By number and not by attempt: a report whose commit was answered by a broken connection is told twice.
     latest = select(func.max(MetricRow.seq)).where(MetricRow.job_id == job_id).group_by(MetricRow.kind, MetricRow.step)
-    query = select(MetricRow).where(MetricRow.job_id == job_id, MetricRow.seq > after, MetricRow.seq.in_(latest))
-    found = list(session.scalars(query.order_by(MetricRow.seq).limit(limit + 1)))
-    data = [
-        Metric(id=item.seq, at=moment(item.at), step=item.step, kind=item.kind, values=item.values)
-        for item in found[:limit]
-    ]
-    return MetricList(data=data, has_more=len(found) > limit, next=data[-1].id if data else after)
+    return select(MetricRow).where(MetricRow.job_id == job_id, MetricRow.seq.in_(latest))
+
+
+def _event(row: EventRow) -> Event:
+    return Event(id=row.seq, at=moment(row.at), name=row.name, level=row.level, message=row.message, data=row.data)
+
+
+def _metric(row: MetricRow) -> Metric:
+    return Metric(id=row.seq, at=moment(row.at), step=row.step, kind=row.kind, values=row.values)
 
 
 def artifacts(session: Session, job_id: str) -> list[ArtifactRow]:

@@ -23,13 +23,14 @@ Optimizer = Literal[
 Schedule = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
 ]
+ADAPTER_LEARNING_RATE = 2e-4
 
 
 class Hyperparameters(Strict):
     """How to train. Each takes `"auto"`, which leaves the choice to the worker; an event says what it chose."""
 
     num_train_epochs: Annotated[float, Field(gt=0, le=1000)] | Auto = 1.0
-    learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = 2e-4
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = ADAPTER_LEARNING_RATE
     per_device_train_batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto = 4
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] | Auto = 4
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] | Auto = "auto"

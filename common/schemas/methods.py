@@ -6,11 +6,17 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from common.schemas.exports import Export, check_exports
+from common.schemas.hyperparameters import ADAPTER_LEARNING_RATE
 from common.schemas.lora import Lora, Quantization
 
 Method = Literal["qlora", "lora", "full"]
 # An adapter's rate, ten times as high, tears whole weights apart.
-FULL_LEARNING_RATE = 2e-5
+_FULL_LEARNING_RATE = 2e-5
+
+
+def default_learning_rate(method: str) -> float:
+    """Return the learning rate that a method has by itself."""
+    return _FULL_LEARNING_RATE if method == "full" else ADAPTER_LEARNING_RATE
 
 
 def fill_in(data: dict[str, Any]) -> dict[str, Any]:
@@ -23,7 +29,7 @@ def fill_in(data: dict[str, Any]) -> dict[str, Any]:
     if method == "full":
         asked = data.get("hyperparameters", {})
         if isinstance(asked, dict):
-            filled["hyperparameters"] = {"learning_rate": FULL_LEARNING_RATE, **asked}
+            filled["hyperparameters"] = {"learning_rate": _FULL_LEARNING_RATE, **asked}
         filled.setdefault("export", ["model"])
     return filled
 

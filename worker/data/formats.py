@@ -129,9 +129,24 @@ def parse_rows(source: Source, problems: Problems | None = None) -> Iterator[Row
 
 def _first_layout(source: Source, number: int, columns: Columns) -> Format:
     layout = recognise(columns)
+    if preferences := _preferences(layout, columns):
+        raise source.bad_row(
+            number,
+            f"holds preferences ({preferences}), and only supervised fine-tuning is done here",
+            "keep the answers that are to be learned, as messages or as prompt and completion",
+        )
     if layout is None:
         raise source.bad_row(number, f"has the columns {_listed(columns)}", f"accepted columns are: {ACCEPTED}")
     return layout
+
+
+def _preferences(layout: Format | None, columns: Columns) -> str:
+    """Return the columns that make a row one of preferences, in OpenAI's layout or TRL's two; nothing for others."""
+    if layout is None:
+        pairs = (("preferred_output", "non_preferred_output"), ("chosen", "rejected"))
+        return next((" and ".join(pair) for pair in pairs if columns.keys() >= set(pair)), "")
+    judged = layout.name == "prompt/completion" and isinstance(columns.get("label"), bool)
+    return "completion and label" if judged else ""
 
 
 def _parse(source: Source, layout: Format, number: int, columns: Columns) -> Row | InvalidInput:

@@ -13,6 +13,7 @@ from common.errors import InvalidInput
 from common.memory.fitting import BatchPlan
 from common.schemas.hyperparameters import Hyperparameters
 from common.schemas.jobs import JobSpec
+from common.schemas.methods import default_learning_rate
 
 DEFAULT_MAX_LENGTH = 1024
 _UNCUT = 1 << 40
@@ -149,7 +150,7 @@ def settle(
     picked = Options(
         num_train_epochs=epochs,
         max_steps=max_steps,
-        learning_rate=pick("learning_rate", 2e-4),
+        learning_rate=pick("learning_rate", default_learning_rate(job.method)),
         micro_batch=micro_batch,
         accumulation=accumulated,
         max_length=max_length,

@@ -15,6 +15,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from common import fine_tuned
 from common.errors import TooLarge, TuneryError
 from common.keys import Caller
 from worker.serve import answers, errors
@@ -77,7 +78,7 @@ class _Routes:
         caller = await self._caller(request)
         if model == self._service.base.id:
             return self._base()
-        adapter = await asyncio.to_thread(self._service.catalog.adapter, caller, model)
+        adapter = await asyncio.to_thread(self._service.catalog.adapter, caller, fine_tuned.job_id(model))
         return answers.model(adapter.job_id, adapter.created, adapter.owner)
 
     async def chat(self, request: Request) -> Response:

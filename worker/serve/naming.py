@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
+from common import fine_tuned
 from common.errors import InvalidInput
 
 _PART = re.compile(r"(?P<job>.+?)(?::(?P<weight>-?(\d+(\.\d*)?|\.\d+)))?")
@@ -22,7 +23,7 @@ class Part:
 
 
 def parts(model: str) -> tuple[Part, ...]:
-    """Return the adapters that `model` names; `ft:…:JOB`, as OpenAI writes its models, means JOB.
+    """Return the adapters that `model` names, each by its job's id or as `common.fine_tuned` writes it.
 
     Raises:
         InvalidInput: it is no such name.
@@ -39,11 +40,12 @@ def _part(text: str) -> Part:
     matched = _PART.fullmatch(text)
     if matched is None:
         raise _bad("a part of it is empty")
-    job = matched["job"].rpartition(":")[2] if matched["job"].startswith("ft:") else matched["job"]
+    if fine_tuned.is_checkpoint(matched["job"]):
+        raise _bad("a checkpoint is not served, only the model that a job became")
     weight = float(matched["weight"] or 1.0)
     if not math.isfinite(weight) or abs(weight) > _MAX_WEIGHT:
         raise _bad(f"a weight is beyond {_MAX_WEIGHT:.0f}")
-    return Part(job, weight)
+    return Part(fine_tuned.job_id(matched["job"]), weight)
 
 
 def _bad(why: str) -> InvalidInput:

@@ -156,6 +156,25 @@ def test_what_is_wrong_is_named(tmp_path: Path, columns: dict[str, Any], words: 
     assert error.param == "dataset"
 
 
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"input": {"messages": [USER]}, "preferred_output": [ANSWER], "non_preferred_output": [ANSWER]},
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"prompt": "a", "completion": "b", "label": False},
+    ],
+)
+def test_preferences_are_refused_as_such(tmp_path: Path, columns: dict[str, Any]):
+    refused = refusal(tmp_path, columns)
+    assert "holds preferences" in refused.message and "messages" in str(refused.hint)
+
+
+def test_conversations_are_learned_from_whatever_stands_beside_them(tmp_path: Path):
+    beside = {"messages": [USER, ANSWER], "chosen": [ANSWER], "rejected": [USER], "label": True}
+    assert [row.messages for row in parse(tmp_path, beside)] == [CHAT]
+    assert parse(tmp_path, {"prompt": "a", "completion": "b", "label": "sea"})[0].completion == "b"
+
+
 def test_formats_may_not_be_mixed(tmp_path: Path):
     error = refusal(tmp_path, {"messages": [USER, ANSWER]}, {"text": "a"})
     assert "row 2: has no column 'messages'; it has 'text'" in error.message and "chat" in error.message

@@ -5,18 +5,29 @@ from __future__ import annotations
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
+from common.context import Context
 from common.db.rows import JobRow
 from common.errors import WrongState
 from common.jobs import queries, states
+from common.storage import keys
 
 
-def check_ended(session: Session, tenant: str, job_id: str) -> None:
-    """Raise unless the job has ended.
+def remove(context: Context, tenant: str, job_id: str) -> None:
+    """Remove an ended job: its objects, its history and its row.
 
     Raises:
         NotFound: no such job in this tenant.
         WrongState: it has not ended.
     """
+    with context.read() as session:
+        _check_ended(session, tenant, job_id)
+    # Objects first: if the store fails half-way, the job is still there to be deleted once more.
+    context.store.delete_prefix(keys.job(tenant, job_id))
+    with context.write() as session:
+        _delete_rows(session, tenant, job_id)
+
+
+def _check_ended(session: Session, tenant: str, job_id: str) -> None:
     job = queries.row(session, tenant, job_id)
     if job.status not in states.TERMINAL:
         raise WrongState(
@@ -27,8 +38,8 @@ def check_ended(session: Session, tenant: str, job_id: str) -> None:
         )
 
 
-def delete_rows(session: Session, tenant: str, job_id: str) -> None:
-    """Remove the row of an ended job and, by their foreign keys, everything that belongs to it."""
+def _delete_rows(session: Session, tenant: str, job_id: str) -> None:
+    # By their foreign keys, everything that belongs to the job goes with its row.
     session.execute(
         delete(JobRow).where(JobRow.tenant == tenant, JobRow.id == job_id, JobRow.status.in_(states.TERMINAL))
     )
