@@ -28,7 +28,8 @@ DOCUMENTS = [
     ROOT / "README.md",
     *(ROOT / "docs" / name for name in ("first-adapter.md", "guide.md", "operations.md", "faults.md", "benchmarks.md")),
 ]
-RUN = ("bash", "python")
+# How a block is run: a program that reads it.
+RUN = {"python": f"{sys.executable} -", "javascript": "node --input-type=module -"}
 # A document's blocks share a shell, whose variables every program sees.
 _SHELL = "set -euo pipefail\nset -a\n"
 
@@ -42,7 +43,11 @@ class Desk:
 
 
 def runnable(document: Path) -> list[Block]:
-    return [block for block in blocks(document) if block.language in RUN and block.why_not is None and not block.server]
+    return [
+        block
+        for block in blocks(document)
+        if block.language in ("bash", *RUN) and block.why_not is None and not block.server
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +93,7 @@ def script(document: Path, block: Block) -> str:
     said = f"echo '== {document.name}, line {block.line}' >&2\n"
     if block.language == "bash":
         return said + block.text
-    return f"{said}{sys.executable} - <<'END_OF_EXAMPLE'\n{block.text}END_OF_EXAMPLE\n"
+    return f"{said}{RUN[block.language]} <<'END_OF_EXAMPLE'\n{block.text}END_OF_EXAMPLE\n"
 
 
 @pytest.mark.timeout(600)
@@ -98,6 +103,10 @@ def test_every_example_runs(document: Path, desk: Desk, request: pytest.FixtureR
     served = "http://127.0.0.1:8001"
     if served in text:
         text = text.replace(served, request.getfixturevalue("serving"))
+    if RUN["javascript"] in text:
+        packages = desk.folder / "node_modules"
+        packages.unlink(missing_ok=True)
+        packages.symlink_to(request.getfixturevalue("node_modules"))
     done = subprocess.run(["bash", "-c", text], cwd=desk.folder, env=desk.variables, stdin=subprocess.DEVNULL,
                           capture_output=True, text=True, timeout=540)  # fmt: skip
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"

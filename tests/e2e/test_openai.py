@@ -22,7 +22,7 @@ from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from tests.e2e.conftest import Service
 from tests.worker.trainer.tiny import chat_rows
 
-NODE = Path(__file__).parent / "node"
+LIFE = Path(__file__).parent / "node" / "life.mjs"
 QUICK = {"max_length": 64, "learning_rate": 1e-2, "logging_steps": 1}
 ENDED = ("succeeded", "failed", "cancelled")
 pytestmark = pytest.mark.parametrize("service", ["embedded"], indirect=True, scope="module")
@@ -134,21 +134,8 @@ def test_python_cancels_pauses_and_resumes(service: Service, sdk: OpenAI, data: 
         jobs.resume(job.id)
 
 
-@pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the stock package for Node, as npm installs it."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("there is no Node with npm on this machine; this test drives the stock `openai` package for Node")
-    folder = tmp_path_factory.mktemp("node")
-    for name in ("package.json", "life.mjs"):
-        shutil.copy(NODE / name, folder)
-    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline"]
-    installed = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
-    assert installed.returncode == 0, installed.stderr
-    return folder
-
-
-def test_node_drives_jobs_to_success_failure_and_cancellation(service: Service, node: Path, data: Path) -> None:
+def test_node_drives_jobs_to_success_failure_and_cancellation(service: Service, node_modules: Path, data: Path) -> None:
+    shutil.copy(LIFE, node_modules.parent)
     address = service.client.address
     environment = {
         "PATH": os.environ["PATH"],
@@ -156,7 +143,12 @@ def test_node_drives_jobs_to_success_failure_and_cancellation(service: Service, 
         "OPENAI_API_KEY": address.api_key,
     }
     done = subprocess.run(
-        ["node", "life.mjs", str(data)], cwd=node, env=environment, capture_output=True, text=True, timeout=240
+        ["node", "life.mjs", str(data)],
+        cwd=node_modules.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
+from openai import BadRequestError, OpenAI
 
 from common.client.jobs import Job
 from common.embedded.ports import free_ports
@@ -89,6 +90,20 @@ def test_what_each_job_learned_is_what_each_says(service: Service, url: str, job
     listed = httpx2.get(f"{url}/v1/models", headers={"authorization": f"Bearer {key}"}, trust_env=False).json()
     newest_first = sorted((job.id for job in jobs.values()), reverse=True)
     assert [item["id"] for item in listed["data"]] == ["example/tiny", *newest_first]
+
+
+@pytest.mark.parametrize("service", ["embedded"], indirect=True, scope="module")
+def test_the_stock_client_asks_by_the_name_that_the_job_tells(service: Service, url: str, jobs: dict[str, Job]):
+    key = service.client.address.api_key
+    with OpenAI(base_url=f"{service.client.address.url}/v1", api_key=key) as client:
+        name = client.fine_tuning.jobs.retrieve(jobs["second"].id).fine_tuned_model
+    with OpenAI(base_url=f"{url}/v1", api_key=key) as client:
+        turns = [{"role": "user", "content": QUESTION}]
+        answered = client.chat.completions.create(model=name, messages=turns, temperature=0, max_tokens=20)
+        assert (answered.choices[0].message.content, answered.model) == (LESSONS["second"], name)
+        assert client.models.retrieve(name).id == jobs["second"].id
+        with pytest.raises(BadRequestError, match="a checkpoint is not served"):
+            client.chat.completions.create(model=f"{name}:ckpt-step-5", messages=turns)
 
 
 @pytest.mark.parametrize("service", ["embedded"], indirect=True, scope="module")

@@ -93,5 +93,12 @@ def test_what_was_chosen_is_said():
     assert [choice.name for choice in options(shrink=1, **asked).choices] == ["memory.shrunk"]
 
 
+@pytest.mark.parametrize(("method", "rate"), [("qlora", 2e-4), ("lora", 2e-4), ("full", 2e-5)])
+def test_auto_is_the_rate_of_the_method(method: str, rate: float):
+    asked = {"method": method, "hyperparameters": {"learning_rate": "auto"}}
+    job = JobSpec.model_validate({"model": "m", "dataset": "dataset:1", **asked})
+    assert settle(job, num_rows=9, max_length=128, cuda=True).learning_rate == rate
+
+
 def test_small_datasets_are_seen_more_often():
     assert [options(rows, num_train_epochs="auto").num_train_epochs for rows in (100, 1000, 10000)] == [3.0, 2.0, 1.0]
