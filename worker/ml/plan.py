@@ -16,6 +16,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from worker.data.rows import Message, Row
+from worker.ml.paths import ChatWriter
 
 Asked = Literal["auto", "all", "completion", "assistant"]
 Loss = Literal["completion", "assistant", "last_turn", "whole"]
@@ -64,6 +65,7 @@ class Planner:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, loss: Asked = "auto"):
         self._tokenizer = tokenizer
         self._loss = loss
+        self._writer = ChatWriter(tokenizer)
         self._template = str(tokenizer.chat_template)
         added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
         self._endings = tuple({*tokenizer.all_special_tokens, *added} - {""})
@@ -192,11 +194,7 @@ class Planner:
 
     def _template_text(self, turns: list[dict[str, Any]], row: Row, *, prompt: bool = False) -> str:
         try:
-            text = str(
-                self._tokenizer.apply_chat_template(
-                    turns, tools=list(row.tools) or None, tokenize=False, add_generation_prompt=prompt
-                )
-            )
+            text = self._writer.write(turns, list(row.tools) or None, prompt=prompt)
         except Exception as error:  # a template is a program of its author: it raises what it likes
             raise BadTurn(
                 f"the chat template refuses this conversation: {error}",

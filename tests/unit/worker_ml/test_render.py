@@ -12,8 +12,9 @@ from tests.worker.trainer.tiny import CHATML, build_tokenizer
 from worker.data.rows import Message, Row
 from worker.data.source import Problems, Source
 from worker.ml.plan import Asked
-from worker.ml.render import NO_LOSS, Example, Renderer, common_prefix
+from worker.ml.render import NO_LOSS, Example, Renderer
 from worker.ml.tokenizer import ensure_chat_template, load_tokenizer
+from worker.ml.words import common_prefix
 
 SOURCE = Source(Path("rows.jsonl"))
 DEFAULT_SYSTEM = (
