@@ -28,6 +28,8 @@ from worker.trainer.protocol import BaseRef, Result, TrainSpec, decode
 _WORDS = "the of and to in is that it was for on are with as his they be at one have this from by hot but what some"
 _WORDS += " we can out other were all there when up use your how said an each she which do their time if will way many"
 _VOCABULARY = _WORDS.split()
+_FOREIGN_WORDS = "für über schön größer première façade où être niño mañana привет мир дом 東京 世界 안녕 שלום"
+_FOREIGN = _FOREIGN_WORDS.split()
 
 
 def _sentence(source: random.Random, num_words: int) -> str:
@@ -37,6 +39,12 @@ def _sentence(source: random.Random, num_words: int) -> str:
 def _chat(source: random.Random, number: int) -> dict[str, Any]:
     question, answer = f"{number}: {_sentence(source, 12)}?", f"{_sentence(source, 16)}."
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def _foreign(source: random.Random, number: int) -> dict[str, Any]:
+    question, answer = (" ".join(source.choices(_FOREIGN, k=count)) for count in (12, 16))
+    turns = [{"role": "user", "content": f"{number}: {question}?"}, {"role": "assistant", "content": f"{answer}."}]
+    return {"messages": turns}
 
 
 def _turns(source: random.Random, number: int) -> dict[str, Any]:
@@ -53,7 +61,8 @@ def _text(source: random.Random, number: int) -> dict[str, Any]:
 
 
 KINDS: dict[str, Callable[[random.Random, int], dict[str, Any]]] = {
-    "chat": _chat, "chat of 5 turns": _turns, "prompt and completion": _pair, "text": _text,
+    "chat": _chat, "chat of 5 turns": _turns, "chat, not English": _foreign,
+    "prompt and completion": _pair, "text": _text,
 }  # fmt: skip
 
 

@@ -110,6 +110,7 @@ def _act(ctx: typer.Context, action: str, jobs: list[str]) -> None:
 
 def _show(job: JobRead, as_json: bool) -> None:
     from common.cli import boards, screen
+    from common.cli.counted import counted
     from common.cli.outcome import outcome
 
     if as_json:
@@ -139,6 +140,7 @@ def _show(job: JobRead, as_json: bool) -> None:
             ("not before", _moment(job.not_before)),
             ("metadata", ", ".join(f"{name}={value}" for name, value in job.metadata.items())),
             ("export", ", ".join(job.export)),
+            *counted(job.report),
             *outcome(job.report),
             ("attempt", job.attempt or None),
             ("worker", job.worker),

@@ -111,7 +111,7 @@ def parse_rows(source: Source, problems: Problems | None = None) -> Iterator[Row
     Raises:
         InvalidInput: the file cannot be read, or (without `problems`) a row is wrong.
     """
-    layout: Format | None = None
+    layout = _layout_of(source.whole) if source.share.of > 1 else None
     for number, columns in read_rows(source):
         row: Row | InvalidInput
         if isinstance(columns, InvalidInput):
@@ -124,7 +124,12 @@ def parse_rows(source: Source, problems: Problems | None = None) -> Iterator[Row
         elif problems is None:
             raise row
         else:
-            problems.add(row)
+            problems.add(number, row)
+
+
+def _layout_of(source: Source) -> Format | None:
+    first = next((item for item in read_rows(source) if isinstance(item[1], dict)), None)
+    return _first_layout(source, *first) if first else None  # type: ignore[arg-type]
 
 
 def _first_layout(source: Source, number: int, columns: Columns) -> Format:

@@ -16,6 +16,8 @@ def read_jsonl(source: Source) -> RawRows:
     """Yield the rows of a JSON Lines file. The number of a row is that of its line; blank lines are passed over."""
     with source.path.open("rb") as file:
         for number, offset, line in bounded_lines(source, file):
+            if not source.share.has(number):
+                continue
             if isinstance(line, InvalidInput):
                 yield number, line
             elif line.strip():

@@ -40,8 +40,9 @@ def read_rows(source: Source) -> RawRows:
     empty = True
     for item in _reader(source)(source):
         empty = False
-        yield item
-    if empty:
+        if source.share.has(item[0]):
+            yield item
+    if empty and source.share.of == 1:
         raise source.bad_file("the file holds no rows", "add at least one row")
 
 

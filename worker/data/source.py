@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from worker.data.limits import Limits
 KEPT = 20
 # A message is for people: what a file brings into it (a role, a name, a key) may be megabytes.
 _MESSAGE_CHARS = 600
+_STRETCH = 64
 
 FEWER_COLUMNS = "keep the columns that are trained on"
 FLATTER = "write it flatter: a row needs messages, and messages need role and content"
@@ -22,12 +23,30 @@ RawRows = Iterator[tuple[int, "dict[str, Any] | InvalidInput"]]
 
 
 @dataclass(frozen=True)
+class Share:
+    """The rows of a file that one of several processes reads: every so many-th stretch of them."""
+
+    index: int = 0
+    of: int = 1
+
+    def has(self, number: int) -> bool:
+        """Return whether the row `number` is one of them."""
+        return self.of == 1 or number // _STRETCH % self.of == self.index
+
+
+@dataclass(frozen=True)
 class Source:
-    """One dataset file; `param` is the field of the job that named it."""
+    """One dataset file; `param` is the field of the job that named it, `share` the rows that are read of it."""
 
     path: Path
     limits: Limits = field(default_factory=Limits)
     param: str = "dataset"
+    share: Share = Share()
+
+    @property
+    def whole(self) -> Source:
+        """The same file with all its rows."""
+        return replace(self, share=Share())
 
     def bad_row(self, number: int, message: str, hint: str) -> InvalidInput:
         """Return the error that row `number` is wrong, and what to do about it."""
@@ -91,22 +110,33 @@ class Problems:
 
     def __init__(self, kept: int = KEPT):
         self._kept = kept
-        self.errors: list[InvalidInput] = []
+        self._noted: list[tuple[int, InvalidInput]] = []
         self.count = 0
 
-    def add(self, error: InvalidInput) -> None:
-        """Note one bad row."""
+    @property
+    def errors(self) -> list[InvalidInput]:
+        """The first few, in the order of their rows."""
+        return [error for _, error in self._noted]
+
+    def add(self, number: int, error: InvalidInput) -> None:
+        """Note that row `number` is bad."""
         self.count += 1
-        if len(self.errors) < self._kept:
-            self.errors.append(error)
+        if len(self._noted) < self._kept:
+            self._noted.append((number, error))
+
+    def merge(self, other: Problems) -> None:
+        """Take in what was found in other rows of the same file."""
+        self.count += other.count
+        self._noted = sorted([*self._noted, *other._noted], key=lambda noted: noted[0])[: self._kept]
 
     def raise_any(self) -> None:
         """Raise one error that lists all that was noted, if anything was."""
-        if not self.errors:
+        errors = self.errors
+        if not errors:
             return
-        lines = [error.message for error in self.errors]
+        lines = [error.message for error in errors]
         if self.count > len(lines):
             lines.append(f"… and {self.count - len(lines):,} more bad rows")
-        first = self.errors[0]
+        first = errors[0]
         code = first.code if self.count == 1 else "bad_rows"
         raise InvalidInput("\n".join(lines), code=code, param=first.param, hint=first.hint)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy
+
 from common.errors import InvalidInput
+from worker.data.rows import Row
 from worker.ml.render import Example
 
 _LOSS_WORDS = {
@@ -21,7 +25,8 @@ _LOSS_WORDS = {
 class Census:
     """Sums over the examples of one file. Lengths are in tokens, after the cut; `highest` is the highest token.
 
-    `plain`: the rows are texts, no conversations. The first row of a file decides that for all.
+    `plain`: the rows are texts, no conversations. The first row of a file decides that for all. `turns` counts by role,
+    `empty_rows` those in which a turn or the prompt is empty, where that is allowed; `contents` has a hash of each row.
     """
 
     max_length: int
@@ -36,6 +41,9 @@ class Census:
     plain: bool = False
     losses: Counter[str] = field(default_factory=Counter)
     lengths: Counter[int] = field(default_factory=Counter)
+    turns: Counter[str] = field(default_factory=Counter)
+    empty_rows: int = 0
+    contents: array[int] = field(default_factory=lambda: array("q"))
 
     def add(self, example: Example) -> bool:
         """Count `example`; returns whether it is kept: a row whose answer was cut off entirely teaches nothing."""
@@ -45,6 +53,12 @@ class Census:
         self.longest = max(self.longest, length + example.num_cut)
         self.highest = max(self.highest, *example.input_ids)
         self.plain = example.plain
+        self.contents.append(example.content)
+        messages = example.row.messages
+        for message in messages:
+            self.turns[message.role] += 1
+        blank = not all(message.content.strip() for message in messages) if messages else not _begin(example.row)
+        self.empty_rows += blank
         if not trained:
             self.dropped += 1
             return False
@@ -54,6 +68,22 @@ class Census:
         self.losses[example.loss] += 1
         self.lengths[(length - 1).bit_length()] += 1
         return True
+
+    def merge(self, other: Census) -> None:
+        """Add what was counted in other rows of the same file."""
+        for name in ("rows", "dropped", "tokens", "trained_tokens", "cut_rows", "cut_tokens", "empty_rows"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.longest, self.highest = max(self.longest, other.longest), max(self.highest, other.highest)
+        self.plain = self.plain or other.plain
+        self.losses += other.losses
+        self.lengths += other.lengths
+        self.turns += other.turns
+        self.contents += other.contents
+
+    @property
+    def duplicates(self) -> int:
+        """Rows that say what another row has said before."""
+        return len(self.contents) - len(numpy.unique(numpy.frombuffer(self.contents, dtype=numpy.int64)))
 
     def require_something(self, param: str) -> None:
         """Raise InvalidInput if no row has a token to learn."""
@@ -83,6 +113,9 @@ class Census:
         return {
             "rows": self.rows,
             "rows_dropped": self.dropped,
+            "rows_duplicate": self.duplicates,
+            "rows_empty": self.empty_rows,
+            "turns": dict(self.turns),
             "tokens": self.tokens,
             "trained_tokens": self.trained_tokens,
             "rows_cut": self.cut_rows,
@@ -93,3 +126,8 @@ class Census:
             "loss": dict(self.losses),
             "length_histogram": {str(2**power): self.lengths[power] for power in sorted(self.lengths)},
         }
+
+
+def _begin(row: Row) -> str:
+    # What a row without turns begins with: only a prompt may be empty.
+    return (row.prompt if row.kind == "completion" else row.text).strip()

@@ -34,11 +34,19 @@ class Part:
             InvalidInput: at the end, with every bad row in its message, or because nothing is left.
         """
         problems = Problems()
-        rows = parse_rows(self.source, problems)
+        yield from self.counted(self.source, problems)
+        self.settle(problems)
+
+    def counted(self, source: Source, problems: Problems) -> Iterator[Example]:
+        """Yield the rows that `source`, a share of the part's own, has of it; what is wrong goes to `problems`."""
+        rows = parse_rows(source, problems)
         kept = rows if self.keep is None else filter(self.keep, rows)
-        for example in self.renderer.render(self.source, kept, problems):
+        for example in self.renderer.render(source, kept, problems):
             if self.census.add(example):
                 yield example
+
+    def settle(self, problems: Problems) -> None:
+        """Raise InvalidInput if rows are bad, or none is left."""
         problems.raise_any()
         self.census.require_something(self.name)
 

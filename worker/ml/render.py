@@ -23,12 +23,14 @@ class Example:
     `plain`: it is text that no chat template wrote.
     """
 
-    number: int
+    row: Row
     input_ids: list[int]
     spans: tuple[Span, ...]
     loss: Loss
     num_cut: int
     plain: bool = False
+    # The same for rows that read the same and are learnt in the same places; another in each run.
+    content: int = 0
 
     @property
     def labels(self) -> list[int]:
@@ -59,17 +61,19 @@ class Renderer:
             problems: takes the rows that cannot be rendered; without it the first one raises InvalidInput.
         """
         plans: list[tuple[Row, Plan]] = []
+        chars = 0
         for row in rows:
             try:
                 plans.append((row, self._planner.plan(row)))
+                chars += len(plans[-1][1].text)
             except BadTurn as error:
                 failure = source.bad_row(row.number, str(error), error.hint)
                 if problems is None:
                     raise failure from error
-                problems.add(failure)
-            if len(plans) == _BATCH or sum(len(plan.text) for _, plan in plans) > BATCH_CHARS:
+                problems.add(row.number, failure)
+            if len(plans) == _BATCH or chars > BATCH_CHARS:
                 yield from self._encode(plans)
-                plans = []
+                plans, chars = [], 0
         yield from self._encode(plans)
 
     def _encode(self, plans: list[tuple[Row, Plan]]) -> Iterator[Example]:
@@ -77,4 +81,5 @@ class Renderer:
         found = self._encoder.encode([plan for _, plan in plans])
         for (row, plan), (ids, spans) in zip(plans, found, strict=True):
             within = tuple((start, min(end, cut)) for start, end in spans if start < min(end, cut))
-            yield Example(row.number, ids[:cut], within, plan.loss, max(0, len(ids) - cut), plan.special)
+            content = hash((plan.text, plan.spans, plan.mask))
+            yield Example(row, ids[:cut], within, plan.loss, max(0, len(ids) - cut), plan.special, content)

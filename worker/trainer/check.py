@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.schemas.jobs import JobSpec
 from worker.data.limits import Limits
@@ -22,15 +22,13 @@ from worker.ml.targets import check_held_in_4_bit, check_lora
 from worker.ml.vocabulary import rows_needed
 from worker.trainer.entry import claim_stdout, parse_job
 from worker.trainer.faults import classify
+from worker.trainer.forks import allowed_processes
 from worker.trainer.lifeline import die_with_parent
 from worker.trainer.protocol import DONE, Message, Result, Stage, TrainSpec
 
-if TYPE_CHECKING:
-    from worker.ml.parts import Part
 
-
-def check(folder: Path, spec: TrainSpec) -> dict[str, Any]:
-    """Return the report on the job in `folder`.
+def check(folder: Path, spec: TrainSpec, processes: int = 1) -> dict[str, Any]:
+    """Return the report on the job in `folder`; a large file is read by so many `processes`.
 
     Raises:
         InvalidInput: what is wrong, with every bad row in its message (the first in full, the rest counted).
@@ -40,6 +38,7 @@ def check(folder: Path, spec: TrainSpec) -> dict[str, Any]:
     from worker.ml.prompts import read_prompts
     from worker.ml.template import choose_template
     from worker.ml.tokenizer import load_tokenizer
+    from worker.trainer.counting import count
 
     job = parse_job(spec)
     facts = base_check(Path(spec.base.path), weights=False)
@@ -53,9 +52,10 @@ def check(folder: Path, spec: TrainSpec) -> dict[str, Any]:
     limits = Limits(**spec.limits)
     held_out = Source(folder / spec.validation_file, limits, "validation_dataset") if spec.validation_file else None
     train, validation = parts(job, Source(folder / spec.train_file, limits), held_out, tokenizer, max_length)
-    report, highest = _count(train), max(train.census.highest, int(tokenizer.pad_token_id or 0))
+    report = count(train, processes)
+    highest = max(train.census.highest, int(tokenizer.pad_token_id or 0))
     if validation:
-        report["validation"] = _count(validation)
+        report["validation"] = count(validation, processes)
         highest = max(highest, validation.census.highest)
     if isinstance(job.sample_prompts, list):
         read_prompts(tokenizer, job.sample_prompts, facts, plain=train.census.plain)
@@ -82,12 +82,6 @@ def _check_adapter(job: JobSpec, facts: BaseFacts) -> None:
         check_held_in_4_bit(job.lora, modules)
 
 
-def _count(part: Part) -> dict[str, Any]:
-    for _ in part.examples():
-        pass
-    return part.census.report()
-
-
 def _estimate(job: JobSpec, report: dict[str, Any]) -> dict[str, Any]:
     # Packing fills sequences nearly to the brim.
     packed = max(1, -(-report["tokens"] // report["max_length"]))
@@ -104,11 +98,11 @@ def _estimate(job: JobSpec, report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def answer(folder: Path, send: Callable[[Message], None]) -> int:
+def answer(folder: Path, send: Callable[[Message], None], processes: int = 1) -> int:
     """Check the job in `folder`, say the result, and return the exit code."""
     try:
         send(Stage("preflight"))
-        send(Result(check(folder, TrainSpec.read(folder))))
+        send(Result(check(folder, TrainSpec.read(folder), processes)))
     except BaseException as error:
         code, failure = classify(error)
         if failure is not None:
@@ -123,6 +117,6 @@ if __name__ == "__main__":
     # Only tokenizers are needed here: without torch transformers loads three times faster, in a third of the memory.
     # None in sys.modules makes every import of it fail as if it were not installed.
     sys.modules["torch"] = None  # type: ignore[assignment]
-    code = answer(Path(sys.argv[1]), claim_stdout())
+    code = answer(Path(sys.argv[1]), claim_stdout(), allowed_processes())
     sys.stderr.flush()
     os._exit(code)
