@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
@@ -32,6 +33,14 @@ _STATUS: tuple[tuple[type[TuneryError], int], ...] = (
     (errors.LeaseLost, 409),
 )
 _log = logging.getLogger(__name__)
+
+
+class BadBody(RequestValidationError):
+    """A body that was found wrong after it was read as JSON: as a `model`, together with what was there already."""
+
+    def __init__(self, error: ValidationError, body: Any, model: type[BaseModel]):
+        super().__init__([{**item, "loc": ("body", *item["loc"])} for item in error.errors()], body=body)
+        self.model = model
 
 
 def install(app: FastAPI) -> None:
@@ -86,7 +95,8 @@ async def _invalid(request: Request, error: Any) -> Response:
         )
     route = request.scope.get("route")
     field = getattr(route, "body_field", None)
-    found = validation.field_problems(error.errors(), error.body, field.field_info.annotation if field else None)
+    model = error.model if isinstance(error, BadBody) else field.field_info.annotation if field else None
+    found = validation.field_problems(error.errors(), error.body, model)
     return _bad_fields(request, found)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from common.errors import InvalidInput
+from common.jobs.selection import check_label
 
 _LABEL = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 LABELS_DOC: dict[str, Any] = {
@@ -32,7 +33,7 @@ def labels(request: Request) -> dict[str, str]:
         if match is None and name.partition("[")[0] == "metadata":
             raise InvalidInput(f"{name}: write metadata[key]=value", param="metadata")
         if match is not None:
-            _check_label(match[1], value)
+            check_label(match[1], value)
             found[match[1]] = value
     if len(found) > 16:
         raise InvalidInput("metadata: at most 16 labels", param="metadata")
@@ -45,12 +46,6 @@ def labels_or_none(request: Request) -> dict[str, str] | None:
     if named == ["metadata"] and request.query_params["metadata"] == "null":
         return None
     return labels(request)
-
-
-def _check_label(key: str, value: str) -> None:
-    # Quotes and backslashes cannot be written in a path of SQLite's JSON functions.
-    if not key or set(key) & set('"\\\x00') or "\x00" in value:
-        raise InvalidInput(f"metadata[{key[:64]}]: jobs cannot be listed by this key or value", param="metadata")
 
 
 Labels = Annotated[dict[str, str], Depends(labels)]

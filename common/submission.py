@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy.orm import Session
 
 from common import base_models, datasets, uris
 from common.errors import InvalidInput, NotFound
-from common.jobs import idempotency, lifecycle
+from common.jobs import idempotency, lifecycle, queries
 from common.keys import Caller
+from common.merge_patch import merged
 from common.schemas.jobs import JobSpec
 from common.settings import Settings
 
 
 def submit(
-    session: Session, settings: Settings, who: Caller, spec: JobSpec, idempotency_key: str | None = None
+    session: Session,
+    settings: Settings,
+    who: Caller,
+    spec: JobSpec,
+    idempotency_key: str | None = None,
+    *,
+    clone_of: str | None = None,
 ) -> tuple[str, bool]:
     """Submit a job unless this create was answered before; return the job's id and whether it is new.
+
+    `clone_of` is noted as where it comes from, and tells its create from that of the job itself.
 
     Raises:
         InvalidInput: the base model or a dataset is not there, or may not be read.
         WrongState: the idempotency key made a job from another body.
     """
-    create = idempotency.Create(who, spec, idempotency_key, settings.repeat_window_s)
+    create = idempotency.Create(who, spec, idempotency_key, settings.repeat_window_s, clone_of)
     # Before the checks: what the first call named may be gone by now.
     first = idempotency.answered(session, create)
     if first is not None:
@@ -30,9 +41,19 @@ def submit(
     for param, uri in (("dataset", spec.dataset), ("validation_dataset", spec.validation_dataset)):
         if uri is not None:
             _check_dataset(session, settings, who.tenant, uri, param)
-    job_id = lifecycle.submit(session, who.tenant, spec)
+    job_id = lifecycle.submit(session, who.tenant, spec, clone_of=clone_of)
     idempotency.remember(session, create, job_id)
     return job_id, True
+
+
+def changed(session: Session, tenant: str, job_id: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return what a job asked for, with `changes` merged over it: the body of another job, not yet checked.
+
+    Raises:
+        NotFound: no such job in this tenant.
+    """
+    body: dict[str, Any] = merged(queries.row(session, tenant, job_id).spec, changes)
+    return body
 
 
 def _check_dataset(session: Session, settings: Settings, tenant: str, uri: str, param: str) -> None:

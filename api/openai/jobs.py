@@ -21,6 +21,7 @@ from common import files, submission
 from common.db.engine import db_now
 from common.db.rows import JobRow
 from common.jobs import lifecycle, queries
+from common.jobs.selection import Selection
 from common.keys import Caller
 
 router = APIRouter(
@@ -57,7 +58,7 @@ def list_fine_tuning_jobs(
     limit: Limit = 20,
 ) -> FineTuningJobPage:
     """List jobs, newest first. `metadata=null` asks for those without any."""
-    rows, more = queries.rows(session, who.tenant, metadata=wanted, after=after, limit=limit)
+    rows, more = queries.rows(session, who.tenant, Selection(metadata=wanted), after=after, limit=limit)
     return FineTuningJobPage(data=_all_shown(session, rows), has_more=more, **ends([row.id for row in rows]))
 
 

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from pydantic import AwareDatetime, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from api.auth import AuthenticatedRoute, bearer
 from api.deps import IdempotencyKey, Installation, Reading, WhoCalls, Writing
 from api.documentation import problem_answers
+from api.errors import BadBody
 from api.freshness import retry_after_s, tag, unchanged
 from api.labels import LABELS_DOC, Labels
 from api.watching import Watcher
-from common import removal, submission
+from common import bulk, removal, submission
 from common.context import Context
+from common.errors import InvalidInput
 from common.jobs import lifecycle, queries, standing, states
+from common.jobs.selection import Selection
+from common.schemas.bulk import CancelList, CancelMany
 from common.schemas.jobs import JobList, JobOrder, JobRead, JobSpec, Status
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=AuthenticatedRoute, dependencies=[Depends(bearer)])
 
+Moment = Annotated[
+    AwareDatetime | None, Query(description="ISO 8601 with its offset from UTC; the end is not included.")
+]
+Changes = Annotated[
+    dict[str, Any], Body(description="A JSON merge patch (RFC 7396) over what the job asked for in `POST /jobs`.")
+]
 _UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "The job is still at that version."}}
 
 
@@ -46,11 +57,27 @@ def list_jobs(
     who: WhoCalls,
     wanted: Labels,
     status: Annotated[list[Status], Query(description="Repeat it for several.")] = [],  # noqa: B006
+    model: Annotated[str | None, Query(max_length=256, description="As it was named in the request.")] = None,
+    created_after: Moment = None,
+    created_before: Moment = None,
     after: Annotated[str | None, Query(pattern=r"^\w{1,40}$", description="The last page's `next`.")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> JobList:
     """List jobs, newest first."""
-    return queries.page(session, who.tenant, status=status, metadata=wanted, after=after, limit=limit)
+    if model is not None and "\x00" in model:
+        raise InvalidInput("model: contains a NUL", param="model")
+    chosen = Selection(status, wanted, model, created_after, created_before)
+    return queries.page(session, who.tenant, chosen, after=after, limit=limit)
+
+
+@router.post("/cancel", responses=problem_answers(413, 415))
+def cancel_jobs(body: CancelMany, context: Installation, who: WhoCalls) -> CancelList:
+    """Cancel many jobs, by their ids or by a filter, and say of each what happened; with `dry_run`, what would."""
+    if body.filter is None:
+        return bulk.cancel_listed(context, who.tenant, body.ids or [], dry_run=body.dry_run)
+    wanted = body.filter
+    chosen = Selection(wanted.status, wanted.metadata, wanted.model, wanted.created_after, wanted.created_before)
+    return bulk.cancel_selected(context, who.tenant, chosen, after=body.after, limit=body.limit, dry_run=body.dry_run)
 
 
 @router.get(
@@ -126,6 +153,29 @@ def resume_job(job_id: str, session: Writing, who: WhoCalls) -> JobRead:
 def retry_job(job_id: str, session: Writing, who: WhoCalls) -> JobRead:
     """Submit what a failed or cancelled job asked for once more, as a new job that goes on from its checkpoints."""
     made = lifecycle.retry(session, who.tenant, job_id)
+    return queries.shown(queries.row(session, who.tenant, made))
+
+
+@router.post("/{job_id}/clone", status_code=201, responses=problem_answers(404, 409, 413, 415, 429))
+def clone_job(
+    job_id: str,
+    changes: Changes,
+    response: Response,
+    context: Installation,
+    session: Writing,
+    who: WhoCalls,
+    idempotency_key: IdempotencyKey = None,
+) -> JobRead:
+    """Submit what a job asked for once more, with changes: objects are merged, null sets a field to its default."""
+    body = submission.changed(session, who.tenant, job_id, changes)
+    try:
+        spec = JobSpec.model_validate(body)
+    except ValidationError as error:
+        raise BadBody(error, body, JobSpec) from error
+    made, is_new = submission.submit(session, context.settings, who, spec, idempotency_key, clone_of=job_id)
+    if not is_new:
+        response.headers["Idempotent-Replayed"] = "true"
+    response.headers["Location"] = f"/jobs/{made}"
     return queries.shown(queries.row(session, who.tenant, made))
 
 

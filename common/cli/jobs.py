@@ -1,4 +1,4 @@
-"""`tunery ls`, `show`, `cancel`, `pause`, `resume`, `retry`: jobs as they are, and wishes about them."""
+"""`tunery ls`, `show`, `pause`, `resume`, `retry`: jobs as they are, and wishes about them."""
 
 from __future__ import annotations
 
@@ -10,38 +10,77 @@ from common.cli import state
 
 if TYPE_CHECKING:
     from common.cli.screen import Column
+    from common.client.requests import FilterFields
     from common.schemas.jobs import JobRead
 
 JobId = Annotated[str, typer.Argument(help="Id of the job.", metavar="JOB")]
 JobIds = Annotated[list[str], typer.Argument(help="Ids of jobs.", metavar="JOB…")]
 
 
+Statuses = Annotated[
+    list[str] | None, typer.Option("--status", "-s", help="Only jobs in this state. Repeat it for more.")
+]
+Labels = Annotated[list[str] | None, typer.Option("--metadata", help="Only jobs with this label.", metavar="KEY=VALUE")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Only jobs of this base model.")]
+CreatedAfter = Annotated[
+    str | None, typer.Option(help="Only jobs created then or later: 2026-12-24T02:00, -2h, -7d.", metavar="WHEN")
+]
+CreatedBefore = Annotated[str | None, typer.Option(help="Only jobs created before that.", metavar="WHEN")]
+
+
+def wanted_jobs(
+    status: list[str] | None,
+    metadata: list[str] | None,
+    model: str | None,
+    created_after: str | None,
+    created_before: str | None,
+) -> FilterFields:
+    """Return the conditions that options name.
+
+    Raises:
+        InvalidInput: a label or a moment is written wrongly.
+    """
+    from common.cli.moments import parse_moment
+    from common.cli.overrides import parse_labels
+
+    wanted: FilterFields = {}
+    if status:
+        wanted["status"] = status
+    if metadata:
+        wanted["metadata"] = parse_labels(metadata)
+    if model is not None:
+        wanted["model"] = model
+    if created_after is not None:
+        wanted["created_after"] = parse_moment(created_after, "--created-after")
+    if created_before is not None:
+        wanted["created_before"] = parse_moment(created_before, "--created-before")
+    return wanted
+
+
 def ls(
     ctx: typer.Context,
-    status: Annotated[
-        list[str] | None, typer.Option("--status", "-s", help="Only jobs in this state. Repeat it for more.")
-    ] = None,
-    metadata: Annotated[
-        list[str] | None, typer.Option("--metadata", help="Only jobs with this label.", metavar="KEY=VALUE")
-    ] = None,
+    status: Statuses = None,
+    metadata: Labels = None,
+    model: Model = None,
+    created_after: CreatedAfter = None,
+    created_before: CreatedBefore = None,
     limit: Annotated[int, typer.Option("--limit", "-n", help="How many.", min=1, max=100)] = 20,
     after: Annotated[str | None, typer.Option(help="Go on behind this id.")] = None,
     output: state.Output = None,
 ) -> None:
     """List jobs, newest first."""
     from common.cli import screen
-    from common.cli.overrides import parse_labels
 
-    labels = parse_labels(metadata or [])
+    wanted = wanted_jobs(status, metadata, model, created_after, created_before)
     options = state.of(ctx)
     with options.connect() as client:
-        page = client.jobs.list(status=status, metadata=labels, limit=limit, after=after)
+        page = client.jobs.list(limit=limit, after=after, **wanted)
     if options.as_json:
         screen.as_json(page)
         return
     screen.table(_columns(), page)
     if not page.data:
-        screen.stderr().print("no jobs" if not (status or labels or after) else "no such jobs")
+        screen.stderr().print("no jobs" if not (wanted or after) else "no such jobs")
     if page.has_more and page.next:
         screen.stderr().print(f"more: tunery ls --after {screen.sentence(page.next)}", style="dim")
 
@@ -69,19 +108,14 @@ def show(ctx: typer.Context, job: JobId, output: state.Output = None) -> None:
     _show(found, options.as_json)
 
 
-def cancel(ctx: typer.Context, jobs: JobIds, output: state.Output = None) -> None:
-    """Stop jobs for good. A running one ends at its next step; nothing is published."""
-    _act(ctx, "cancel", jobs)
-
-
 def pause(ctx: typer.Context, jobs: JobIds, output: state.Output = None) -> None:
     """Take jobs off their workers, after a checkpoint."""
-    _act(ctx, "pause", jobs)
+    act(ctx, "pause", jobs)
 
 
 def resume(ctx: typer.Context, jobs: JobIds, output: state.Output = None) -> None:
     """Let paused jobs go on from their last checkpoint."""
-    _act(ctx, "resume", jobs)
+    act(ctx, "resume", jobs)
 
 
 def retry(ctx: typer.Context, jobs: JobIds, output: state.Output = None) -> None:
@@ -89,10 +123,11 @@ def retry(ctx: typer.Context, jobs: JobIds, output: state.Output = None) -> None
 
     They go on from the checkpoints of the old ones.
     """
-    _act(ctx, "retry", jobs)
+    act(ctx, "retry", jobs)
 
 
-def _act(ctx: typer.Context, action: str, jobs: list[str]) -> None:
+def act(ctx: typer.Context, action: str, jobs: list[str]) -> None:
+    """Wish the same for each of `jobs`, and print where each is then."""
     from common.cli import boards, screen
 
     options = state.of(ctx)

@@ -1,4 +1,4 @@
-"""Moments as people type them: `2026-12-24T02:00` in local time, `+90m` from now."""
+"""Moments as people type them: `2026-12-24T02:00` in local time, `+90m` from now, `-7d` before it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def parse_moment(text: str, option: str) -> datetime:
     Raises:
         InvalidInput: it means none.
     """
-    relative = re.fullmatch(r"\+(\d{1,6})([mhd])", text)
+    relative = re.fullmatch(r"([+-]\d{1,6})([mhd])", text)
     if relative:
         return datetime.now().astimezone() + timedelta(**{_UNITS[relative[2]]: int(relative[1])})
     try:

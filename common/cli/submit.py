@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 def submit(
     ctx: typer.Context,
     dataset: Annotated[
-        str, typer.Argument(help="A local file, which is uploaded, or a dataset URI.", metavar="FILE_OR_URI")
-    ],
+        str | None, typer.Argument(help="A local file, which is uploaded, or a dataset URI.", metavar="FILE_OR_URI")
+    ] = None,
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Hub id (org/name[@revision]) or a folder of the server's.")
-    ],
+        str | None, typer.Option("--model", "-m", help="Hub id (org/name[@revision]) or a folder of the server's.")
+    ] = None,
+    clone: Annotated[
+        str | None,
+        typer.Option(help="Ask for what that job asked for; what is given beside it differs.", metavar="JOB"),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -66,10 +70,13 @@ def submit(
     FILE_OR_URI is a local JSONL, JSON, CSV or Parquet file, or a URI that the server reads: s3://, https://, hf://,
     dataset:ID, file:// (a folder of the server's).
     """
+    if clone is None and (dataset is None or model is None):
+        raise typer.BadParameter("name a FILE_OR_URI and a --model, or a job to --clone")
     from common.cli.moments import parse_moment
     from common.cli.overrides import parse_labels, parse_sets
 
     given = {
+        "model": model,
         "method": method,
         "suffix": suffix,
         "seed": seed,
@@ -91,10 +98,11 @@ def submit(
     options = state.of(ctx)
     silent = quiet or options.as_json
     with options.connect() as client:
-        source = resolve(client, dataset, "dataset", silent)
+        if dataset is not None:
+            fields["dataset"] = resolve(client, dataset, "dataset", silent)
         if validation is not None:
             fields["validation_dataset"] = resolve(client, validation, "--validation", silent)
-        job = client.jobs.create(model, source, **fields)
+        job = client.jobs.create(**fields) if clone is None else client.jobs.clone(clone, **fields)
         if watching:
             _announce(job.id, options.as_json)
             from common.cli.watch import conclude, follow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Unpack
@@ -14,9 +14,9 @@ from pydantic import PrivateAttr
 
 from common.client import requests
 from common.client.errors import ApiError, DownloadFailed
-from common.client.jobs import Artifacts, Checkpoints, Columns, Events, Jobs, Metrics, Paths
+from common.client.jobs import Artifacts, Checkpoints, Columns, Events, Jobs, Metrics, Outcomes, Paths
 from common.client.pages import Page
-from common.client.requests import JobFields, OrderFields
+from common.client.requests import CloneFields, FilterFields, JobFields, OrderFields
 from common.client.sending import Progress
 from common.client.transport import AsyncTransport, Transport
 from common.client.watching import STREAM_TIMEOUT_S, Cursor, Patience, columns, opened
@@ -49,6 +49,10 @@ class AsyncJob(JobRead):
     async def retry(self) -> AsyncJob:
         """Submit what the failed or cancelled job asked for as a new job, which goes on from its checkpoints."""
         return await self._jobs.retry(self.id)
+
+    async def clone(self, **changes: Unpack[CloneFields]) -> AsyncJob:
+        """Submit what the job asked for as a new job, with changes; see `Jobs.clone`."""
+        return await self._jobs.clone(self.id, **changes)
 
     async def reorder(self, **order: Unpack[OrderFields]) -> AsyncJob:
         """Give the waiting job another priority or `not_before`; see `Jobs.reorder`."""
@@ -112,17 +116,37 @@ class AsyncJobs:
         """
         return self._own(await self._transport.send(requests.create_job(model, dataset, fields, idempotency_key)))
 
+    async def clone(self, job: str, *, idempotency_key: str | None = None, **changes: Unpack[CloneFields]) -> AsyncJob:
+        """Submit what a job asked for as a new job, with changes: mappings are merged, None means the default.
+
+        ```python
+        await client.jobs.clone(job, hyperparameters={"learning_rate": 1e-4}, suffix="slower")
+        ```
+        """
+        return self._own(await self._transport.send(requests.clone_job(job, changes, idempotency_key)))
+
     async def list(
-        self,
-        *,
-        status: str | Sequence[str] | None = None,
-        metadata: Mapping[str, str] | None = None,
-        limit: int | None = None,
-        after: str | None = None,
+        self, *, limit: int | None = None, after: str | None = None, **wanted: Unpack[FilterFields]
     ) -> Page[AsyncJob]:
-        """Return one page of jobs, newest first, in these states or with these labels."""
-        page = await self._transport.send(requests.list_jobs(status, metadata, limit, after))
+        """Return one page of jobs, newest first: of these states, labels, model or times, or all."""
+        page = await self._transport.send(requests.list_jobs(wanted, limit, after))
         return Page([self._own(job) for job in page.data], page.has_more, page.next)
+
+    async def cancel_many(
+        self, ids: Sequence[str] | None = None, *, dry_run: bool = False, **wanted: Unpack[FilterFields]
+    ) -> Outcomes:
+        """Cancel these jobs, or those that meet every condition, and return what happened to each.
+
+        With `dry_run`, nothing happens, and what would is returned.
+        """
+        found: Outcomes = []
+        after = None
+        while True:
+            page = await self._transport.send(requests.cancel_jobs(ids, wanted, after, dry_run))
+            found += page.data
+            if not page.has_more or page.next is None:
+                return found
+            after = page.next
 
     async def get(self, job: str) -> AsyncJob:
         """Return one job."""

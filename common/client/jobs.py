@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -13,10 +13,11 @@ from common.client import requests
 from common.client.downloading import Downloader
 from common.client.errors import ApiError
 from common.client.pages import Page
-from common.client.requests import JobFields, OrderFields
+from common.client.requests import CloneFields, FilterFields, JobFields, OrderFields
 from common.client.sending import Progress
 from common.client.transport import Transport
 from common.client.watching import STREAM_TIMEOUT_S, Cursor, Patience, columns, opened
+from common.schemas.bulk import CancelOutcome
 from common.schemas.checkpoints import Checkpoint
 from common.schemas.datasets import Dataset
 from common.schemas.jobs import TERMINAL, Artifact, Event, JobRead, Metric
@@ -28,6 +29,7 @@ Events = list[Event]
 Metrics = list[Metric]
 Artifacts = list[Artifact]
 Checkpoints = list[Checkpoint]
+Outcomes = list[CancelOutcome]
 Paths = list[Path]
 
 
@@ -55,6 +57,10 @@ class Job(JobRead):
     def retry(self) -> Job:
         """Submit what the failed or cancelled job asked for as a new job, which goes on from its checkpoints."""
         return self._jobs.retry(self.id)
+
+    def clone(self, **changes: Unpack[CloneFields]) -> Job:
+        """Submit what the job asked for as a new job, with changes; see `Jobs.clone`."""
+        return self._jobs.clone(self.id, **changes)
 
     def reorder(self, **order: Unpack[OrderFields]) -> Job:
         """Give the waiting job another priority or `not_before`; see `Jobs.reorder`."""
@@ -116,17 +122,35 @@ class Jobs:
         """
         return self._own(self._transport.send(requests.create_job(model, dataset, fields, idempotency_key)))
 
-    def list(
-        self,
-        *,
-        status: str | Sequence[str] | None = None,
-        metadata: Mapping[str, str] | None = None,
-        limit: int | None = None,
-        after: str | None = None,
-    ) -> Page[Job]:
-        """Return one page of jobs, newest first, in these states or with these labels."""
-        page = self._transport.send(requests.list_jobs(status, metadata, limit, after))
+    def clone(self, job: str, *, idempotency_key: str | None = None, **changes: Unpack[CloneFields]) -> Job:
+        """Submit what a job asked for as a new job, with changes: mappings are merged, None means the default.
+
+        ```python
+        client.jobs.clone(job, hyperparameters={"learning_rate": 1e-4}, suffix="slower")
+        ```
+        """
+        return self._own(self._transport.send(requests.clone_job(job, changes, idempotency_key)))
+
+    def list(self, *, limit: int | None = None, after: str | None = None, **wanted: Unpack[FilterFields]) -> Page[Job]:
+        """Return one page of jobs, newest first: of these states, labels, model or times, or all."""
+        page = self._transport.send(requests.list_jobs(wanted, limit, after))
         return Page([self._own(job) for job in page.data], page.has_more, page.next)
+
+    def cancel_many(
+        self, ids: Sequence[str] | None = None, *, dry_run: bool = False, **wanted: Unpack[FilterFields]
+    ) -> Outcomes:
+        """Cancel these jobs, or those that meet every condition, and return what happened to each.
+
+        With `dry_run`, nothing happens, and what would is returned.
+        """
+        found: Outcomes = []
+        after = None
+        while True:
+            page = self._transport.send(requests.cancel_jobs(ids, wanted, after, dry_run))
+            found += page.data
+            if not page.has_more or page.next is None:
+                return found
+            after = page.next
 
     def get(self, job: str) -> Job:
         """Return one job."""

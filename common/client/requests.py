@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from common.client.calls import Call, Nothing, delete, get, post, segment
 from common.client.sending import Progress, file_body
+from common.schemas.bulk import CancelList
 from common.schemas.checkpoints import CheckpointList
 from common.schemas.datasets import Dataset, DatasetList
 from common.schemas.jobs import ArtifactList, EventList, JobList, JobRead, MetricList
@@ -44,6 +45,13 @@ class JobFields(TypedDict, total=False):
     not_before: datetime | str | None
     metadata: Mapping[str, str]
     export: list[str]
+
+
+class CloneFields(JobFields, total=False):
+    """What a clone changes: fields of the job, of which mappings are merged; None sets a field to its default."""
+
+    model: str
+    dataset: str | Dataset
 
 
 class OrderFields(TypedDict, total=False):
@@ -87,12 +95,48 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def list_jobs(
-    status: str | Sequence[str] | None, metadata: Mapping[str, str] | None, limit: int | None, after: str | None
-) -> Call[JobList]:
-    """Return the question for one page of jobs, newest first, in one or several states."""
-    labels = {f"metadata[{name}]": value for name, value in (metadata or {}).items()}
-    return get("/jobs", JobList, status=status, limit=limit, after=after, **labels)
+def clone_job(job: str, changes: CloneFields, idempotency_key: str | None) -> Call[JobRead]:
+    """Return the create of a job like another one, with changes."""
+    return Call(
+        "POST",
+        f"/jobs/{segment(job)}/clone",
+        JobRead,
+        json={name: _plain(value) for name, value in changes.items()},
+        headers={"idempotency-key": idempotency_key or uuid.uuid4().hex},
+        repeatable=True,
+    )
+
+
+class FilterFields(TypedDict, total=False):
+    """Which jobs are meant: those that meet every condition."""
+
+    status: str | Sequence[str] | None
+    metadata: Mapping[str, str] | None
+    model: str | None
+    created_after: datetime | None
+    created_before: datetime | None
+
+
+def list_jobs(wanted: FilterFields, limit: int | None, after: str | None) -> Call[JobList]:
+    """Return the question for one page of jobs, newest first."""
+    asked = {name: _plain(value) for name, value in wanted.items() if name != "metadata"}
+    labels = {f"metadata[{name}]": value for name, value in (wanted.get("metadata") or {}).items()}
+    return get("/jobs", JobList, limit=limit, after=after, **asked, **labels)
+
+
+def cancel_jobs(ids: Sequence[str] | None, wanted: FilterFields, after: str | None, dry_run: bool) -> Call[CancelList]:
+    """Return the wish that many jobs are cancelled: these, or those that are wanted."""
+    body: dict[str, Any] = {"dry_run": dry_run}
+    if ids is not None:
+        body["ids"] = list(ids)
+    if wanted or ids is None:
+        chosen = {name: _plain(value) for name, value in wanted.items() if value}
+        if isinstance(chosen.get("status"), str):
+            chosen["status"] = [chosen["status"]]
+        body["filter"] = chosen
+    if after is not None:
+        body["after"] = after
+    return Call("POST", "/jobs/cancel", CancelList, json=body, repeatable=True)
 
 
 def get_job(job: str) -> Call[JobRead]:

@@ -33,6 +33,7 @@ class Create:
     spec: JobSpec
     key: str | None
     window_s: float
+    clone_of: str | None = None
 
     @property
     def is_single(self) -> bool:
@@ -42,7 +43,11 @@ class Create:
     @cached_property
     def digest(self) -> str:
         """The SHA-256 of what is asked for."""
-        return hashlib.sha256(json.dumps(self.spec.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        asked = self.spec.model_dump(mode="json")
+        if self.clone_of is not None:
+            # A clone without changes is another job, however soon it follows.
+            asked["clone_of"] = self.clone_of
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     @property
     def name(self) -> str:

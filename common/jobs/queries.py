@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from common.clock import moment
 from common.db.rows import ArtifactRow, CheckpointRow, EventRow, JobRow, MetricRow
 from common.errors import NotFound
+from common.jobs.selection import EVERY, Selection
 from common.schemas.jobs import Event, EventList, JobError, JobList, JobRead, JobSpec, Metric, MetricList
 
 # Of what was asked, these may change; the columns of the row say what holds.
@@ -80,35 +81,22 @@ def shown(job: JobRow) -> JobRead:
 def page(
     session: Session,
     tenant: str,
+    chosen: Selection = EVERY,
     *,
-    status: Sequence[str] = (),
-    metadata: Mapping[str, str] | None = None,
     after: str | None = None,
     limit: int = 20,
 ) -> JobList:
-    """Return jobs, newest first, that come after (are older than) the id `after`."""
-    found, more = rows(session, tenant, status=status, metadata=metadata or {}, after=after, limit=limit)
+    """Return the chosen jobs, newest first, that come after (are older than) the id `after`."""
+    found, more = rows(session, tenant, chosen, after=after, limit=limit)
     data = [shown(job) for job in found]
     return JobList(data=data, has_more=more, next=data[-1].id if more else None)
 
 
 def rows(
-    session: Session,
-    tenant: str,
-    *,
-    status: Sequence[str] = (),
-    metadata: Mapping[str, str] | None,
-    after: str | None = None,
-    limit: int = 20,
+    session: Session, tenant: str, chosen: Selection, *, after: str | None = None, limit: int = 20
 ) -> tuple[list[JobRow], bool]:
-    """Return the rows of a page of jobs, and whether there are more; `metadata` None asks for jobs without any."""
-    query = select(JobRow).where(JobRow.tenant == tenant)
-    if status:
-        query = query.where(JobRow.status.in_(status))
-    if metadata is None:
-        query = query.where(JobRow.metadata_ == {})
-    for key, value in (metadata or {}).items():
-        query = query.where(JobRow.metadata_[key].as_string() == value)
+    """Return the rows of a page of jobs, and whether there are more."""
+    query = select(JobRow).where(*chosen.conditions(tenant))
     if after:
         query = query.where(JobRow.id < after)
     found = list(session.scalars(query.order_by(JobRow.id.desc()).limit(limit + 1)))

@@ -18,9 +18,10 @@ OPENAI = (openai_files, openai_uploads)
 ROUTES = [route for module in NATIVE + OPENAI for route in module.router.routes if isinstance(route, APIRoute)]
 OPENAI_ROUTES = [route for module in OPENAI for route in module.router.routes]
 PLAIN = {"POST /jobs", "GET /jobs", "POST /datasets", "GET /datasets", "GET /base-models", "GET /workers"}
-PLAIN |= {"POST /v1/files", "GET /v1/files", "POST /v1/uploads"}
+PLAIN |= {"POST /jobs/cancel", "POST /v1/files", "GET /v1/files", "POST /v1/uploads"}
 BODIES: dict[str, dict[str, Any]] = {
     "PATCH /jobs/{job_id}": {"json": {"priority": 1}},
+    "POST /jobs/{job_id}/clone": {"json": {}},
     "PATCH /webhooks/{webhook_id}": {"json": {"enabled": False}},
     "POST /v1/uploads/{upload_id}/parts": {"files": {"data": ("a", b"x")}},
     "POST /v1/uploads/{upload_id}/complete": {"json": {"part_ids": ["p"]}},

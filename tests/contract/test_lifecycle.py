@@ -13,6 +13,7 @@ from common.db.rows import EventRow, JobRow
 from common.errors import LeaseLost, NotFound, WrongState
 from common.jobs import lifecycle, queries, states
 from common.jobs.lifecycle import Claim, Event, Failure, Limits, MetricPoint, Published
+from common.jobs.selection import Selection
 from common.schemas.jobs import JobSpec
 
 LIMITS = Limits(crash_loop_attempts=3, retry_max_s=60)
@@ -385,8 +386,8 @@ def test_paging_by_key(jobs: Jobs):
         first = queries.page(session, "t", limit=3)
         second = queries.page(session, "t", limit=3, after=first.next)
         last = queries.page(session, "t", limit=3, after=second.next)
-        some = queries.page(session, "t", metadata={"team": "a"})
-        none = queries.page(session, "t", status=["running"])
+        some = queries.page(session, "t", Selection(metadata={"team": "a"}))
+        none = queries.page(session, "t", Selection(status=["running"]))
     assert [job.id for page in (first, second, last) for job in page.data] == ids
     assert (first.has_more, last.has_more, last.next) == (True, False, None)
     assert len(some.data) == 3 and none.data == []

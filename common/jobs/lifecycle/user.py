@@ -18,12 +18,19 @@ from common.webhooks import outbox
 
 
 def submit(
-    session: Session, tenant: str, spec: JobSpec, *, retry_of: str | None = None, stored: dict[str, Any] | None = None
+    session: Session,
+    tenant: str,
+    spec: JobSpec,
+    *,
+    retry_of: str | None = None,
+    clone_of: str | None = None,
+    stored: dict[str, Any] | None = None,
 ) -> str:
     """Insert a job in `validating` and return its id.
 
     Args:
         retry_of: the job that it repeats, noted as where it comes from.
+        clone_of: the job that it is like, noted as well.
         stored: the row of that job has `spec` like this.
 
     Raises:
@@ -46,7 +53,7 @@ def submit(
             version=1,
         )
     )
-    origin = {"retry_of": retry_of} if retry_of else {}
+    origin = {name: job for name, job in (("retry_of", retry_of), ("clone_of", clone_of)) if job}
     event = Event("job.submitted", "The job was accepted and will be checked.", data=origin)
     insert_events(session, job_id, 1, [event])
     outbox.record(session, job_id, 1, event.message)

@@ -274,3 +274,28 @@ def test_webhooks_of_both_clients(client: Tunery, tunery):
     anyio.run(look)
     with pytest.raises(Missing):
         client.webhooks.get(hook)
+
+
+def test_clones_and_many_cancels_of_both_clients(client: Tunery, tunery):
+    job = submitted(tunery, "--metadata", "side=many", "--set", "r=4")
+    clone = client.jobs.get(job).clone(lora={"r": 8}, metadata={"side": None, "other": "x"}, suffix="b")
+    assert clone.id != job and (clone.lora.r, clone.suffix, clone.metadata) == (8, "b", {"other": "x"})
+    with pytest.raises(RequestInvalid, match=r"lora\.rank"):
+        client.jobs.clone(job, lora={"rank": 8})
+
+    async def look() -> None:
+        async with AsyncTunery(client.address.url, client.address.api_key) as other:
+            again = await other.jobs.clone(job, seed=7)
+            assert again.seed == 7
+            found = await other.jobs.list(metadata={"side": "many"}, model="tiny-base", created_before=again.created_at)
+            assert [each.id for each in found.data] == [job]
+            [would, _] = await other.jobs.cancel_many([job, "job_absent"], dry_run=True)
+            assert (would.result, would.status) == ("cancelled", "validating")
+
+    anyio.run(look)
+    done = json.loads(tunery("cancel", "--metadata", "side=many", "--created-after", "-1h", "-o", "json").stdout)
+    assert [item["result"] for item in done["data"]] == ["cancelled"] * 2
+    [last] = client.jobs.cancel_many(metadata={"other": "x"})
+    assert (last.id, last.result) == (clone.id, "cancelled")
+    with pytest.raises(RequestInvalid):
+        client.jobs.cancel_many()
