@@ -68,11 +68,24 @@ def _shown(folder: Path) -> BaseModelInfo:
     )
 
 
+def public_id(model: str, settings: Settings) -> str:
+    """Return the id that jobs on `model` have: a hub id without its revision, or what the folder's card says."""
+    name = model.partition("@")[0]
+    if "/" in name or settings.model_dir is None:
+        return name
+    return _text(_card(settings.model_dir / name / "tunery.json").get("id")) or name
+
+
+def config(name: str, settings: Settings) -> dict[str, Any]:
+    """Return the `config.json` of the folder `name`; empty where it cannot be read."""
+    return _card(settings.model_dir / name / "config.json") if settings.model_dir else {}
+
+
 def _card(path: Path) -> dict[str, Any]:
     # An operator's file: what is broken in it must not take the list away.
     try:
         card = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return card if isinstance(card, dict) else {}
 

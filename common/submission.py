@@ -37,10 +37,7 @@ def submit(
     first = idempotency.answered(session, create)
     if first is not None:
         return first, False
-    base_models.check(spec.model, settings)
-    for param, uri in (("dataset", spec.dataset), ("validation_dataset", spec.validation_dataset)):
-        if uri is not None:
-            _check_dataset(session, settings, who.tenant, uri, param)
+    check(session, settings, who.tenant, spec)
     job_id = lifecycle.submit(session, who.tenant, spec, clone_of=clone_of)
     idempotency.remember(session, create, job_id)
     return job_id, True
@@ -54,6 +51,14 @@ def changed(session: Session, tenant: str, job_id: str, changes: dict[str, Any])
     """
     body: dict[str, Any] = merged(queries.row(session, tenant, job_id).spec, changes)
     return body
+
+
+def check(session: Session, settings: Settings, tenant: str, spec: JobSpec) -> None:
+    """Raise InvalidInput if the base model or a dataset of `spec` is not there, or may not be read."""
+    base_models.check(spec.model, settings)
+    for param, uri in (("dataset", spec.dataset), ("validation_dataset", spec.validation_dataset)):
+        if uri is not None:
+            _check_dataset(session, settings, tenant, uri, param)
 
 
 def _check_dataset(session: Session, settings: Settings, tenant: str, uri: str, param: str) -> None:

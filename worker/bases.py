@@ -6,24 +6,16 @@ Only this process talks to the hub, with the operator's token; the trainer gets 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import snapshot_download
 from tqdm import tqdm
 
-from common.errors import InfraError, InvalidInput, SourceRefused
+from common.errors import InvalidInput
+from common.hub import hub, hub_errors, token
 from common.settings import Settings
 
 # Never *.bin, *.pt or *.py: a pickle runs code when it is loaded.
@@ -143,66 +135,6 @@ def interruptible(alive: Callable[[], None]) -> Any:
             return super().update(n)
 
     return Watched
-
-
-def hub(settings: Settings) -> HfApi:
-    """Return the hub's client, with the operator's token."""
-    return HfApi(endpoint=settings.hf_endpoint, token=token(settings))
-
-
-def token(settings: Settings) -> str | bool:
-    """Return the operator's hub token, or False for none."""
-    # False and not None: None would read a token from the home folder of whoever runs the worker.
-    return settings.hf_token.get_secret_value() if settings.hf_token else False
-
-
-@contextmanager
-def hub_errors(what: str, param: str = _PARAM) -> Iterator[None]:
-    """Turn the hub's errors into ours; `what` is named in the message, `param` is the field to mend."""
-    try:
-        yield
-    except GatedRepoError as error:
-        raise InvalidInput(
-            f"{what} is gated on the hub",
-            code="base_gated",
-            param=param,
-            hint="Ask the operator to accept its licence and to set TUNERY_HF_TOKEN.",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise InvalidInput(
-            f"{what} has no such revision on the hub",
-            code="base_not_found",
-            param=param,
-            hint="Use a branch, tag or commit that exists.",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise InvalidInput(
-            f"{what} is not on the hub, or this server may not see it",
-            code="base_not_found",
-            param=param,
-            hint="Check the spelling; a private one needs the operator's token.",
-        ) from error
-    except OfflineModeIsEnabled as error:
-        raise InvalidInput(
-            f"{what}: this server does not use the hub",
-            code="hub_offline",
-            param=param,
-            hint="Name a base model of the server: GET /base-models lists them.",
-        ) from error
-    except (HfHubHTTPError, HTTPError) as error:
-        if _refuses(error):
-            raise SourceRefused(
-                f"{param}: the hub refuses {what}",
-                code="hub_refused",
-                param=param,
-                hint="Ask the operator whether TUNERY_HF_TOKEN may read it.",
-            ) from error
-        raise InfraError(f"the hub does not answer for {what} ({type(error).__name__})", code="hub_away") from error
-
-
-def _refuses(error: Exception) -> bool:
-    status = getattr(getattr(error, "response", None), "status_code", 0)
-    return 400 <= status < 500 and status not in (408, 429)
 
 
 def _choices(settings: Settings) -> str:

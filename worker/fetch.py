@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import hf_hub_download
 from sqlalchemy import select
 
-from common import uris
+from common import hub, uris
 from common.context import Context
 from common.db.rows import DatasetRow
 from common.errors import InfraError, InvalidInput, NotFound, SourceAway, SourceRefused, TooLarge, UserError
@@ -128,8 +128,8 @@ def _from_folder(context: Context, _tenant: str, uri: str, path: Path, _alive: C
 def _from_hub(context: Context, _tenant: str, uri: str, path: Path, alive: Callable[[], None]) -> str:
     settings = context.settings
     repo, revision, file = uris.hub_parts(uri)
-    with bases.hub_errors(uri, _PARAM):
-        info = bases.hub(settings).dataset_info(repo, revision=revision, files_metadata=True)
+    with hub.hub_errors(uri, _PARAM):
+        info = hub.hub(settings).dataset_info(repo, revision=revision, files_metadata=True)
         sizes = {item.rfilename: item.size or 0 for item in info.siblings or ()}
         chosen = file or _only_train_file(uri, sorted(sizes))
         if chosen not in sizes:
@@ -147,7 +147,7 @@ def _from_hub(context: Context, _tenant: str, uri: str, path: Path, alive: Calla
             revision=info.sha,
             cache_dir=bases.cache(settings),
             endpoint=settings.hf_endpoint,
-            token=bases.token(settings),
+            token=hub.token(settings),
             tqdm_class=bases.interruptible(alive),
         )
     shutil.copyfile(str(got), path)

@@ -15,12 +15,13 @@ from api.errors import BadBody
 from api.freshness import retry_after_s, tag, unchanged
 from api.labels import LABELS_DOC, Labels
 from api.watching import Watcher
-from common import bulk, removal, submission
+from common import bulk, estimates, removal, submission
 from common.context import Context
 from common.errors import InvalidInput
 from common.jobs import lifecycle, queries, standing, states
 from common.jobs.selection import Selection
 from common.schemas.bulk import CancelList, CancelMany
+from common.schemas.estimates import JobEstimate
 from common.schemas.jobs import JobList, JobOrder, JobRead, JobSpec, Status
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=AuthenticatedRoute, dependencies=[Depends(bearer)])
@@ -49,6 +50,12 @@ def submit_job(
         response.headers["Idempotent-Replayed"] = "true"
     response.headers["Location"] = f"/jobs/{job_id}"
     return queries.shown(queries.row(session, who.tenant, job_id))
+
+
+@router.post("/estimate", responses=problem_answers(413, 415, 429))
+def estimate_job(spec: JobSpec, context: Installation, who: WhoCalls) -> JobEstimate:
+    """Tell what a job would take: tokens, steps, memory by part, whether it fits each worker, time. Creates nothing."""
+    return estimates.estimate(context, who, spec)
 
 
 @router.get("", openapi_extra=LABELS_DOC)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
-from statistics import fmean
+from statistics import fmean, median
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from common.db.rows import JobRow, UsageRow
 
 _RECENT = 10
+_RECENT_ON_CARDS = 100
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,30 @@ def _speed(session: Session, base_id: str) -> Speed | None:
     if not measured:
         return None
     return Speed(fmean(row[0] for row in measured), fmean(max(0.0, held - train) for _, train, held in measured))
+
+
+def speeds_by_device(session: Session, base_id: str, method: str) -> dict[str, Speed]:
+    """Return the medians of the latest jobs of a method on a base, by the name of the device that they ran on."""
+    held_s = select(func.sum(UsageRow.ended_at - UsageRow.started_at)).where(UsageRow.job_id == JobRow.id)
+    query = (
+        select(
+            JobRow.report["device"].as_string(),
+            JobRow.report["tokens_per_s"].as_float(),
+            JobRow.report["train_s"].as_float(),
+            held_s.scalar_subquery(),
+        )
+        .where(JobRow.status == "succeeded", JobRow.base_id == base_id, JobRow.spec["method"].as_string() == method)
+        .order_by(JobRow.finished_at.desc())
+        .limit(_RECENT_ON_CARDS)
+    )
+    found: dict[str, list[tuple[float, float]]] = {}
+    for device, tokens_per_s, train_s, held in session.execute(query):
+        if device and tokens_per_s:
+            found.setdefault(device, []).append((tokens_per_s, max(0.0, (held or 0.0) - (train_s or 0.0))))
+    return {
+        device: Speed(median(rate for rate, _ in jobs), median(around for _, around in jobs))
+        for device, jobs in found.items()
+    }
 
 
 def start_in_s(free_in_s: Sequence[float | None], durations_s: Iterable[float | None]) -> float | None:

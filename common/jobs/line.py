@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import CTE, ColumnElement, Select, Subquery, Table, and_, case, func, or_, select
+from sqlalchemy.orm import Session
 
 from common.db.engine import db_month, db_now
 from common.db.rows import JobRow, QuotaRow, UsageRow
@@ -63,11 +64,29 @@ def positions() -> CTE:
             placed.c.tenant,
             placed.c.priority,
             placed.c.created_at,
+            placed.c.turn,
+            placed.c.share,
             func.row_number().over(order_by=order).label("position"),
         )
         .where(or_(placed.c.max_running.is_(None), placed.c.turn <= placed.c.max_running))
         .cte("positions")
     )
+
+
+def next_position(session: Session, tenant: str, priority: int) -> int:
+    """Return the place that a job of the tenant would have if it were queued now."""
+    placed, mine = positions(), jobs.alias()
+    own = (mine.c.status == "queued", mine.c.tenant == tenant, mine.c.priority >= priority)
+    turn = num_running(tenant) + select(func.count()).where(*own).scalar_subquery() + 1
+    share = func.round(held_s(tenant, db_now() - SHARE_S) / 60)
+    same = placed.c.priority == priority
+    # Of equals, the younger comes last.
+    ahead = or_(
+        placed.c.priority > priority,
+        and_(same, placed.c.turn < turn),
+        and_(same, placed.c.turn == turn, placed.c.share <= share),
+    )
+    return int(session.scalar(select(func.count()).select_from(placed).where(ahead)) or 0) + 1
 
 
 def num_running(tenant: ColumnElement[str] | str) -> ColumnElement[int]:

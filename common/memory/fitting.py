@@ -14,6 +14,8 @@ from common.schemas.hyperparameters import Hyperparameters
 EFFECTIVE_ROWS = 16
 # Of what is free; the rest is for what the estimate may be wrong by. Measured peaks are within 3 % of it.
 USABLE = 0.92
+# A card for which a plan is made where none is known.
+NOMINAL_BYTES = 24 * 2**30
 # Of what is free, for the weights, where layers may wait in host memory.
 WEIGHTS_SHARE = 0.6
 # Recomputing every layer costs a third of a step (measured: 1,929 against 2,933 tokens/s).
@@ -76,6 +78,13 @@ def read_wish(asked: Hyperparameters) -> Wish:
         None if accumulation == "auto" else accumulation,
         None if checkpointing == "auto" else int(checkpointing),
     )
+
+
+def read_rows(asked: Hyperparameters, *, longest: int, mean: float, max_length: int) -> Rows:
+    """Return what rows of these lengths, in tokens before the cut, come to in a micro-batch."""
+    if asked.packing not in (False, "auto"):
+        return Rows(max_length, max_length, packed=True)
+    return Rows(min(longest, max_length), min(mean, max_length))
 
 
 def choose(wish: Wish, setup: Setup, rows: Rows, free_bytes: int, *, device: str = "cuda") -> Fit:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 # Keys of a configuration; older architectures name theirs differently.
@@ -13,6 +13,9 @@ _HEADS = ("num_attention_heads", "n_head", "num_heads")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads")
 _INTERMEDIATE = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
 _POSITIONS = ("max_position_embeddings", "n_positions")
+_CONTEXT = (*_POSITIONS, "n_ctx", "max_sequence_length", "seq_length")
+# No model is larger; a configuration may say anything.
+_MOST, _MOST_LAYERS = 2**30, 1024
 # What the libraries' classes take where `config.json` leaves `tie_word_embeddings` out.
 _TIED = {
     *("bloom", "cohere", "cohere2", "falcon", "gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "gpt_bigcode"),
@@ -82,7 +85,8 @@ class Shape:
     """The sizes of a decoder. `queries` and `keys` are the widths of all query and of all key heads together.
 
     `gated`: the MLP multiplies two branches. `eager`: attention keeps its scores. `outside` are parameters that no
-    text passes through: a vision tower. `four_bit`: the checkpoint itself is stored in 4 bit.
+    text passes through: a vision tower. `four_bit`: the checkpoint itself is stored in 4 bit. `context` is in tokens,
+    None where the model has no fixed one.
     """
 
     model_type: str
@@ -102,6 +106,7 @@ class Shape:
     positions: int = 0
     outside: int = 0
     four_bit: bool = False
+    context: int | None = None
 
     @property
     def linears(self) -> tuple[Linear, ...]:
@@ -150,7 +155,7 @@ def read_shape(config: Mapping[str, Any]) -> Shape | None:
     assert isinstance(text, Mapping)
     hidden, layers, heads = (_size(text, keys) for keys in (_HIDDEN, _LAYERS, _HEADS))
     vocab = _size(text, ("vocab_size",))
-    if not (hidden and layers and heads and vocab):
+    if not (hidden and layers and heads and vocab) or layers > _MOST_LAYERS or heads > hidden:
         return None
     head_dim = _size(text, ("head_dim",)) or hidden // heads
     return Shape(
@@ -171,11 +176,21 @@ def read_shape(config: Mapping[str, Any]) -> Shape | None:
         positions=(_size(text, _POSITIONS) or 0) if kind in _LEARNED_POSITIONS else 0,
         outside=_tower(config),
         four_bit=bool(config.get("quantization_config")),
+        context=_size(text, _CONTEXT),
     )
 
 
+def stored_shape(values: Any) -> Shape | None:
+    """Return the shape that `as_dict` made `values` of, or None where another version did, or nobody."""
+    known = {item.name for item in fields(Shape)}
+    try:
+        return Shape(**{name: value for name, value in values.items() if name in known})
+    except (AttributeError, TypeError):
+        return None
+
+
 def _size(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
-    return next((config[name] for name in names if type(config.get(name)) is int and config[name] > 0), None)
+    return next((config[name] for name in names if type(config.get(name)) is int and 0 < config[name] < _MOST), None)
 
 
 def _kv_heads(kind: str, config: Mapping[str, Any], heads: int) -> int:

@@ -115,7 +115,9 @@ class Hub:
         parts = path.partition("?")[0].lstrip("/").split("/")
         kind = "datasets" if parts[0] == "datasets" else "models"
         owner, name, _, _, *file = parts[1:] if kind == "datasets" else parts
-        body = self._repositories[kind].get(f"{owner}/{name}", {}).get("/".join(file))
+        if f"{owner}/{name}" not in self._repositories[kind]:
+            return Answer(b"{}", 404, {"X-Error-Code": "RepoNotFound"})
+        body = self._repositories[kind][f"{owner}/{name}"].get("/".join(file))
         if body is None:
             return Answer(b"{}", 404, {"X-Error-Code": "EntryNotFound"})
         return Answer(body, headers={"X-Repo-Commit": REVISION, "ETag": f'"{hashlib.sha1(body).hexdigest()}"'})

@@ -5,17 +5,15 @@ No torch: the preflight settles the same values to estimate the number of steps.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from common.errors import InvalidInput
 from common.memory.fitting import BatchPlan
+from common.schedule import auto_epochs, total_steps
 from common.schemas.hyperparameters import Hyperparameters
 from common.schemas.jobs import JobSpec
 from common.schemas.methods import default_learning_rate
 
-DEFAULT_MAX_LENGTH = 1024
 _UNCUT = 1 << 40
 _AUTO_PATIENCE = 3
 T = TypeVar("T")
@@ -83,24 +81,6 @@ class _Resolver:
         return default
 
 
-def resolve_max_length(values: Hyperparameters, context: int | None) -> int:
-    """Return the longest row in tokens: what was asked, or min(1024, the base's context).
-
-    Raises:
-        InvalidInput: more than the context was asked for.
-    """
-    if values.max_length == "auto":
-        return min(DEFAULT_MAX_LENGTH, context or DEFAULT_MAX_LENGTH)
-    if context is not None and values.max_length > context:
-        raise InvalidInput(
-            f"hyperparameters.max_length is {values.max_length:,}, but the base model's context is {context:,} tokens",
-            code="max_length_beyond_context",
-            param="hyperparameters.max_length",
-            hint=f'use at most {context:,}, or "auto"',
-        )
-    return values.max_length
-
-
 def row_limit(values: Hyperparameters, max_length: int) -> int:
     """Return the tokens after which a training row is cut: wrapped packing cuts rows itself, and loses nothing."""
     return _UNCUT if values.packing == "wrapped" else max_length
@@ -138,9 +118,9 @@ def settle(
     plan = plan or default_plan(cuda=cuda)
     micro = pick("per_device_train_batch_size", plan.micro_batch)
     accumulation = pick("gradient_accumulation_steps", plan.accumulation)
-    epochs = pick("num_train_epochs", _auto_epochs(num_rows))
+    epochs = pick("num_train_epochs", auto_epochs(num_rows))
     max_steps = pick("max_steps", -1)
-    steps = _total_steps(sequences, micro, accumulation, epochs, max_steps)
+    steps = total_steps(sequences, micro, accumulation, epochs, max_steps)
     checkpointing = int(pick("gradient_checkpointing", plan.checkpointing))
     micro_batch, accumulated, checkpointed = shrunk(micro, accumulation, checkpointing, shrink)
     keep_best = job.hyperparameters.load_best_model_at_end
@@ -178,19 +158,6 @@ def settle(
     if shrink:
         choices.append(_shrink_choice(shrink, micro, accumulation, micro_batch, accumulated, checkpointed))
     return replace(picked, choices=tuple(choices))
-
-
-def _auto_epochs(num_rows: int) -> float:
-    # Small datasets need to be seen more than once before they change anything.
-    return 3.0 if num_rows < 500 else 2.0 if num_rows < 2000 else 1.0
-
-
-def _total_steps(sequences: int, micro: int, accumulation: int, epochs: float, max_steps: int) -> int:
-    # As transformers' Trainer counts: the last micro-batch and the last accumulation of an epoch may be short.
-    if max_steps > 0:
-        return max_steps
-    per_epoch = max(1, math.ceil(math.ceil(sequences / micro) / accumulation))
-    return math.ceil(epochs * per_epoch)
 
 
 def shrunk(micro: int, accumulation: int, checkpointing: int, shrink: int) -> tuple[int, int, int]:

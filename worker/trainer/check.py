@@ -12,12 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common.memory.fitting import NOMINAL_BYTES, BatchPlan, choose, read_rows, read_wish
+from common.memory.setup import read_setup
+from common.schedule import resolve_max_length
 from common.schemas.jobs import JobSpec
 from worker.data.limits import Limits
 from worker.data.source import Source
 from worker.ml.base_check import BaseFacts, base_check, check_forms
 from worker.ml.module_names import known_modules
-from worker.ml.options import resolve_max_length, settle
+from worker.ml.options import settle
 from worker.ml.targets import check_held_in_4_bit, check_lora
 from worker.ml.vocabulary import rows_needed
 from worker.trainer.entry import claim_stdout, parse_job
@@ -64,7 +67,8 @@ def check(folder: Path, spec: TrainSpec, processes: int = 1) -> dict[str, Any]:
         report |= {"vocabulary_grown": grown} if grown else {}
     plain = "template.defaulted" in templates
     report |= {"architecture": facts.architecture, "context": facts.context, "plain_chat_template": plain}
-    return report | _estimate(job, report)
+    report |= {"shape": facts.shape.as_dict()} if facts.shape else {}
+    return report | _estimate(job, report, _plan(job, facts, report))
 
 
 def _check_adapter(job: JobSpec, facts: BaseFacts) -> None:
@@ -82,10 +86,21 @@ def _check_adapter(job: JobSpec, facts: BaseFacts) -> None:
         check_held_in_4_bit(job.lora, modules)
 
 
-def _estimate(job: JobSpec, report: dict[str, Any]) -> dict[str, Any]:
+def _plan(job: JobSpec, facts: BaseFacts, report: dict[str, Any]) -> BatchPlan | None:
+    """Return a plan for some card: how many rows a step has does not depend on which, unless one number is given."""
+    if facts.shape is None:
+        return None
+    lengths = {"longest": report["longest_row_tokens"], "mean": report["tokens"] / max(1, report["rows"])}
+    rows = read_rows(job.hyperparameters, **lengths, max_length=report["max_length"])
+    return choose(read_wish(job.hyperparameters), read_setup(job, facts.shape), rows, NOMINAL_BYTES).plan
+
+
+def _estimate(job: JobSpec, report: dict[str, Any], plan: BatchPlan | None) -> dict[str, Any]:
     # Packing fills sequences nearly to the brim.
     packed = max(1, -(-report["tokens"] // report["max_length"]))
-    options = settle(job, num_rows=report["rows"], num_packed=packed, max_length=report["max_length"], cuda=True)
+    options = settle(
+        job, num_rows=report["rows"], num_packed=packed, max_length=report["max_length"], cuda=True, plan=plan
+    )
     sequences = packed if options.packing else report["rows"]
     by_steps = options.total_steps * options.micro_batch * options.accumulation / sequences
     epochs = by_steps if options.max_steps > 0 else options.num_train_epochs

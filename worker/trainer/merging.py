@@ -16,13 +16,13 @@ import torch
 from transformers import AutoTokenizer
 
 from common.errors import InvalidInput, TuneryError
+from common.schedule import resolve_max_length
 from worker.data.formats import parse_rows
 from worker.ml.base import four_bit_config
 from worker.ml.base_check import BaseFacts, base_check, check_forms
 from worker.ml.memory import free_bytes
 from worker.ml.merge import Ingredients, Merger
 from worker.ml.merged_card import merged_card
-from worker.ml.options import resolve_max_length
 from worker.ml.precision import choose_precision
 from worker.ml.render import Renderer
 from worker.trainer.faults import classify

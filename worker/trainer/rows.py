@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from datasets import Dataset
 
-from common.memory.fitting import Rows
+from common.memory.fitting import Rows, read_rows
+from common.schedule import resolve_max_length
 from common.schemas.jobs import JobSpec
 from worker.ml.base_check import BaseFacts
 from worker.ml.budget import estimated, fit_to, tightness
 from worker.ml.census import Census
 from worker.ml.data import load_tokens, pack_tokens, write_tokens
-from worker.ml.options import Options, resolve_max_length, settle
+from worker.ml.options import Options, settle
 from worker.ml.parts import Part, parts
 from worker.ml.prompts import Prompt, held_out_prompts, read_prompts
 from worker.ml.template import choose_template
@@ -57,9 +58,8 @@ def prepare_rows(run: Run, facts: BaseFacts) -> None:
 
 def rows_of(job: JobSpec, census: Census) -> Rows:
     """Return what the rows of a file come to in a micro-batch."""
-    if job.hyperparameters.packing not in (False, "auto"):
-        return Rows(census.max_length, census.max_length, packed=True)
-    return Rows(min(census.longest, census.max_length), census.tokens / max(1, census.rows))
+    mean = census.tokens / max(1, census.rows)
+    return read_rows(job.hyperparameters, longest=census.longest, mean=mean, max_length=census.max_length)
 
 
 def _plan_memory(run: Run, facts: BaseFacts, census: Census) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from common.errors import InvalidInput
+from common.schedule import resolve_max_length
 from common.schemas.hyperparameters import Hyperparameters
 from common.schemas.jobs import JobSpec
-from worker.ml.options import Options, resolve_max_length, row_limit, settle, shrunk
+from worker.ml.options import Options, row_limit, settle, shrunk
 
 
 def options(num_rows: int = 1000, *, shrink: int = 0, num_packed: int | None = None, **hyperparameters) -> Options:

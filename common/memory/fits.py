@@ -1,0 +1,68 @@
+"""Whether a job fits the cards of the workers that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from common.memory import fitting
+from common.memory.estimate import CONTEXT_BYTES
+from common.memory.fitting import BatchPlan, Fit, Rows, Wish
+from common.memory.setup import Setup
+from common.schemas.estimates import MemoryEstimate, WorkerEstimate
+from common.schemas.workers import Worker
+
+_GIB = 2**30
+
+
+def on_workers(wish: Wish, setup: Setup, rows: Rows, crew: Sequence[Worker]) -> tuple[MemoryEstimate, BatchPlan]:
+    """Return the memory of a job on the largest card of `crew`, and its plan; on one of 24 GiB where none is known."""
+    largest = max((worker for worker in crew if worker.vram_bytes), key=lambda one: one.vram_bytes or 0, default=None)
+    name = f"a card of {fitting.NOMINAL_BYTES / _GIB:.0f} GiB, for want of a worker with one"
+    if largest is not None:
+        name = largest.device_name or largest.name
+    vram_bytes = largest.vram_bytes if largest is not None else None
+    fit = _fit(wish, setup, rows, vram_bytes or fitting.NOMINAL_BYTES)
+    batch = fitting.batch_of(fit.plan, setup, rows)
+    memory = MemoryEstimate(
+        device=name,
+        rows=batch.rows,
+        length=batch.length,
+        checkpointed_layers=batch.checkpointed,
+        **fit.estimate.as_dict(),
+    )
+    return memory, fit.plan
+
+
+def on_worker(wish: Wish, setup: Setup | None, rows: Rows, worker: Worker) -> WorkerEstimate:
+    """Return whether a job fits `worker`, and with which plan; `setup` is None where the base is not known."""
+    shown = WorkerEstimate(
+        id=worker.id,
+        name=worker.name,
+        state=worker.state,
+        device_name=worker.device_name,
+        vram_bytes=worker.vram_bytes,
+        fits=None,
+        total_bytes=None,
+    )
+    if setup is None:
+        return shown.model_copy(update={"message": "the memory of the job is not known"})
+    if worker.vram_bytes is None:
+        message = "it has no card: it trains on the CPU, in the memory of its machine"
+        return shown.model_copy(update={"message": message})
+    fit = _fit(wish, setup, rows, worker.vram_bytes)
+    needed = fit.estimate.total_bytes
+    lack = f"about {needed / _GIB:.1f} GiB are needed, and the card has {worker.vram_bytes / _GIB:.1f}"
+    return shown.model_copy(
+        update={
+            "fits": fit.fits,
+            "total_bytes": needed,
+            "per_device_train_batch_size": fit.plan.micro_batch,
+            "gradient_accumulation_steps": fit.plan.accumulation,
+            "gradient_checkpointing": fit.plan.checkpointing,
+            "message": None if fit.fits else lack,
+        }
+    )
+
+
+def _fit(wish: Wish, setup: Setup, rows: Rows, vram_bytes: int) -> Fit:
+    return fitting.choose(wish, setup, rows, vram_bytes - CONTEXT_BYTES["cuda"])
