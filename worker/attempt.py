@@ -31,6 +31,7 @@ from worker import bases, failures, publish, specs
 from worker.child import Child
 from worker.heart import Heart, Interrupted
 from worker.recorder import Recorder
+from worker.resuming import Checkpoints
 from worker.trainer import protocol
 from worker.trainer.protocol import Checkpoint, Failed, Message, Result, TrainSpec
 from worker.writing import persist
@@ -82,7 +83,8 @@ class Attempt:
     def _run(self) -> None:
         try:
             spec = self._fetch()
-            code = self._train(spec)
+            while (code := self._train(spec)) == protocol.BAD_CHECKPOINT and spec.resume_from is not None:
+                spec = self._resume_elsewhere(spec)
             self._heart_or_stop()
             self._settle(spec, code)
         except Interrupted as stop:
@@ -113,35 +115,29 @@ class Attempt:
         base = self._base(job)
         self.base_id = base.id
         path = bases.fetch(base, self._settings, self._heart.check, weights=True)
+        spec = specs.of(self._settings, self._claim, job, base, path, files)
+        self._checkpoints = Checkpoints(self._context, self._claim, self._folder, self._recorder)
         return specs.write(
             self._folder,
-            specs.of(self._settings, self._claim, job, base, path, files),
-            resume_from=self._restore(),
+            spec,
+            resume_from=self._checkpoints.next(spec.config_hash, self._heart.check),
             device=self._device,
             shrink=job.shrink,
         )
+
+    def _resume_elsewhere(self, spec: TrainSpec) -> TrainSpec:
+        """Return the spec with the next older checkpoint, or none: the trainer could not use the one that it got."""
+        said, self._failed = self._failed, None
+        self._checkpoints.refuse(said.message if said else "the trainer could not use it")
+        shutil.rmtree(self._folder / str(spec.resume_from), ignore_errors=True)
+        following = self._checkpoints.next(spec.config_hash, self._heart.check)
+        return specs.write(self._folder, spec, resume_from=following)
 
     def _base(self, job: JobRow) -> bases.Base:
         name = job.spec["model"].partition("@")[0]
         if "/" not in name:
             return bases.local(name, self._settings)
         return bases.Base(str(job.base_id), job.base_revision)
-
-    def _restore(self) -> str | None:
-        """Fetch the highest checkpoint of any attempt that is whole; return its folder, relative to the run's."""
-        with self._context.read() as session:
-            known = queries.checkpoints(session, self._claim.job_id)
-        for found in known:
-            self._heart.check()
-            target = self._folder / "resume" / f"step-{found.step:08d}-a{found.epoch}"
-            if publish.restore(self._context.store, found.prefix, found.manifest_sha256, target):
-                self._recorder.event("job.restored", f"Going on from step {found.step}.", step=found.step)
-                return str(target.relative_to(self._folder))
-            shutil.rmtree(target, ignore_errors=True)
-            self._recorder.event(
-                "checkpoint.refused", f"The checkpoint at step {found.step} is not whole.", "warning", step=found.step
-            )
-        return None
 
     # ---- train -------------------------------------------------------------------------------------------------------
 

@@ -44,21 +44,27 @@ def checkpoint(store: Store, claim: Claim, folder: Path) -> Uploaded:
     return Uploaded(prefix, sha256_of(manifest), sum(path.stat().st_size for path in files))
 
 
-def restore(store: Store, prefix: str, manifest_sha256: str, folder: Path) -> bool:
-    """Download a checkpoint into `folder` and return whether it is whole: every file of its manifest, hash by hash."""
+def restore(store: Store, prefix: str, manifest_sha256: str, folder: Path, config_hash: str) -> str | None:
+    """Download a checkpoint into `folder`; return why it cannot be gone on from, or None.
+
+    It must be whole (every file of its manifest, hash by hash) and of a run with this `config_hash`.
+    """
     folder.mkdir(parents=True)
     try:
         manifest = store.get_bytes(prefix + MANIFEST_FILE)
         if hashlib.sha256(manifest).hexdigest() != manifest_sha256:
-            return False
-        for name, entry in json.loads(manifest)["files"].items():
+            return "it is not whole"
+        known = json.loads(manifest)
+        if known["config_hash"] != config_hash:
+            return "it belongs to a run with other settings, another base or other data"
+        for name, entry in known["files"].items():
             store.get_file(prefix + name, folder / name)
             if sha256_of(folder / name) != entry["sha256"]:
-                return False
+                return "it is not whole"
     except NotFound:
-        return False
+        return "it is not whole"
     (folder / MANIFEST_FILE).write_bytes(manifest)
-    return True
+    return None
 
 
 def artifacts(store: Store, claim: Claim, spec: TrainSpec, out: Path, report: dict[str, Any]) -> Published:

@@ -2,10 +2,12 @@
 
 Fault runs measure faults, not imports. Its result depends on the data, the seed and the number of steps only, so that
 an interrupted run must end in the same bytes as an undisturbed one. `metadata` of the job says how it behaves:
-`step_s` (seconds a step), `fault` (`crash`, `oom`, `orphan`, `odd_words`, `hang`, `diverge`, `bad_input`, `device`,
-`full`) at step `fault_at`, in attempts up to `fault_attempts`. `trail` is a file to which each step appends a line,
-before anybody else hears of it: `time job epoch what step value`, a log that no fault of the service can touch.
-`ballast_bytes` makes checkpoints as large as real ones; a resume from one whose ballast is torn ends the attempt.
+`step_s` (seconds a step), `fault` (`crash`, `oom`, `orphan`, `odd_words`, `hang`, `diverge`, `bad_input`,
+`bad_checkpoint`, `device`, `full`) at step `fault_at`, in attempts up to `fault_attempts`. `trail` is a file to which
+each step appends a line, before anybody else hears of it: `time job epoch what step value`, a log that no fault of the
+service can touch. `refuses_from` is a step: checkpoints of it and later ones are refused, as by a trainer of another
+version. `ballast_bytes` makes checkpoints as large as real ones; a resume from one whose ballast is torn ends the
+attempt.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ FAULTS = {
     "oom": (protocol.OUT_OF_MEMORY, "out_of_memory"),
     "diverge": (protocol.DIVERGED, "diverged"),
     "bad_input": (protocol.BAD_INPUT, "bad_row"),
+    "bad_checkpoint": (protocol.BAD_CHECKPOINT, "bad_checkpoint"),
     "device": (protocol.DEVICE_FAULT, "device_fault"),
     "full": (protocol.DISK_FULL, "disk_full"),
 }
@@ -102,6 +105,9 @@ class Run:
         if self.spec.resume_from:
             found = self.folder / self.spec.resume_from
             state = json.loads((found / "state.json").read_text())
+            if state["step"] >= int(self.spec.job["metadata"].get("refuses_from", 10**6)):
+                self.say(Failed("bad_checkpoint", f"step {state['step']} is of another version"))
+                sys.exit(protocol.BAD_CHECKPOINT)
             if self.ballast_bytes and (found / "ballast.bin").read_bytes() != self._ballast(state["value"]):
                 sys.exit("the ballast of the checkpoint is torn")
             return state["step"], state["value"]
@@ -148,7 +154,8 @@ class Run:
         listed = {
             name: {"sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)} for name, body in files.items()
         }
-        (partial / protocol.MANIFEST_FILE).write_text(json.dumps({"step": self.step, "files": listed}))
+        manifest = {"step": self.step, "config_hash": self.spec.config_hash, "files": listed}
+        (partial / protocol.MANIFEST_FILE).write_text(json.dumps(manifest))
         partial.rename(target)
         self.say(Checkpoint(self.step, str(target.relative_to(self.folder))))
 

@@ -158,7 +158,7 @@ class Killing(TrainerCallback):
         """Yield what is wrong with a checkpoint: refused, or not what the undisturbed run saved at its step."""
         folder, reference = self._run.checkpoints / name, self._whole / name
         try:
-            verify(folder, self._run.config_hash)
+            verify(folder, self._run.spec.config_hash)
         except BadCheckpoint as error:
             yield error.message
         names = {path.name for path in folder.iterdir()}

@@ -51,10 +51,10 @@ class BadCheckpoint(InfraError):
     code = "bad_checkpoint"
 
 
-def config_hash(*parts: Any) -> str:
-    """Return a hash over what decides the numbers of a run; a checkpoint of another run must not be resumed."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+class Unsealed(InfraError):
+    """What the library has saved is no checkpoint."""
+
+    code = "checkpoint_incomplete"
 
 
 def seal(written: Path, target: Path, manifest: Manifest) -> Path:
@@ -63,7 +63,7 @@ def seal(written: Path, target: Path, manifest: Manifest) -> Path:
     Returns `target`. After a crash at any point `target` is complete or absent.
 
     Raises:
-        BadCheckpoint: the library left out a file.
+        Unsealed: the library left out a file.
         OSError: the disk is full.
     """
     for path in sorted(written.iterdir()):
@@ -71,7 +71,7 @@ def seal(written: Path, target: Path, manifest: Manifest) -> Path:
             path.unlink()
     files = {path.name: describe(path) for path in sorted(written.iterdir())}
     if missing := _missing(set(files)):
-        raise BadCheckpoint(f"the checkpoint of step {manifest.step} lacks {', '.join(missing)}")
+        raise Unsealed(f"the checkpoint of step {manifest.step} lacks {', '.join(missing)}")
     write_synced(written / MANIFEST, json.dumps({**asdict(manifest), "files": files}, indent=1, sort_keys=True))
     for path in written.iterdir():
         _sync(path)

@@ -6,7 +6,9 @@ import errno
 import sys
 
 from common.errors import TuneryError, UserError
+from worker.ml.checkpoint import BadCheckpoint
 from worker.trainer.protocol import (
+    BAD_CHECKPOINT,
     BAD_INPUT,
     DEVICE_FAULT,
     DISK_FULL,
@@ -52,6 +54,8 @@ def classify(error: BaseException) -> tuple[int, Failed | None]:
         return BAD_INPUT, Failed(error.code, error.message, error.hint, error.param)
     if isinstance(error, Diverged):
         return DIVERGED, Failed(error.code, error.message, error.hint, error.param)
+    if isinstance(error, BadCheckpoint):
+        return BAD_CHECKPOINT, Failed(error.code, error.message, error.hint, error.param)
     if isinstance(error, TuneryError):
         return CRASHED, Failed(error.code, error.message, error.hint, error.param)
     text = f"{type(error).__name__}: {error}"

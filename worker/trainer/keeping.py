@@ -59,7 +59,7 @@ class Keeper(TrainerCallback):
             step=state.global_step,
             max_steps=state.max_steps,
             epoch=float(state.epoch or 0.0),
-            config_hash=run.config_hash,
+            config_hash=run.spec.config_hash,
             versions=versions(),
             threads=run.threads,
             counters=run.counters.as_dict()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -16,7 +17,7 @@ from worker.ml.arguments import choose_optimizer
 from worker.ml.base import load_base
 from worker.ml.base_check import BaseFacts, base_check
 from worker.ml.best import Best
-from worker.ml.checkpoint import config_hash, verify
+from worker.ml.checkpoint import BadCheckpoint, verify
 from worker.ml.module_report import precision_report
 from worker.ml.offload import require_recomputing
 from worker.ml.packing import require_isolation
@@ -28,17 +29,6 @@ from worker.trainer.rows import prepare_rows
 from worker.trainer.run import Run
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers")
-# What decides the numbers of a run, besides its base and its data.
-_SHAPING = {
-    "method",
-    "hyperparameters",
-    "lora",
-    "quantization",
-    "seed",
-    "validation_dataset",
-    "validation_split",
-    "chat_template",
-}
 # Two texts that a model must not mix up when they are packed into one sequence.
 _PROBES = ("The boats lie in the harbour.", "Snow fell over the hills all night.")
 
@@ -48,7 +38,7 @@ def prepare(run: Run) -> None:
 
     Raises:
         InvalidInput: data, base and options do not fit together.
-        BadCheckpoint: the checkpoint to resume from is not complete.
+        BadCheckpoint: the checkpoint to resume from is not complete, or not of this run.
     """
     facts = base_check(run.base_folder)
     fix_machine(run)
@@ -77,24 +67,27 @@ def _device_name(device: torch.device) -> str:
 
 
 def _find_resume(run: Run) -> None:
-    job = run.job
-    shaping = job.model_dump(mode="json", include=_SHAPING)
-    run.config_hash = config_hash(shaping, run.spec.base.id, run.spec.base.revision, run.spec.train_sha256)
     run.counters, run.best = Counters(), Best()
     if run.spec.resume_from is None:
         return
-    run.resumed = verify(run.folder / run.spec.resume_from, run.config_hash)
-    counters = dict(run.resumed.counters)
+    run.resumed = verify(run.folder / run.spec.resume_from, run.spec.config_hash)
+    try:
+        _take_counters(run, dict(run.resumed.counters))
+    except (KeyError, TypeError) as error:
+        raise BadCheckpoint(f"it was made by a version of Tunery that counted otherwise ({error})") from error
+    run.send(Note("run.resumed", f"going on from step {run.resumed.step}", data={"step": run.resumed.step}))
+    if run.resumed.threads != run.threads or run.resumed.versions != versions():
+        message = "the checkpoint was made with another number of threads or other library versions: the run goes on, "
+        run.send(Note("resume.differs", message + "but not bit for bit", "warning"))
+
+
+def _take_counters(run: Run, counters: dict[str, Any]) -> None:
     run.metrics, run.samples = counters.pop("metrics"), counters.pop("samples")
     run.best = Best(**counters.pop("best"))
     # Chosen once: another card may have other memory, and the run has to go on as it began.
     chosen = counters.pop("plan", None)
     run.plan = BatchPlan(**chosen) if chosen else None
     run.counters = Counters(**counters)
-    run.send(Note("run.resumed", f"going on from step {run.resumed.step}", data={"step": run.resumed.step}))
-    if run.resumed.threads != run.threads or run.resumed.versions != versions():
-        message = "the checkpoint was made with another number of threads or other library versions: the run goes on, "
-        run.send(Note("resume.differs", message + "but not bit for bit", "warning"))
 
 
 def _prepare_model(run: Run, facts: BaseFacts) -> None:

@@ -17,6 +17,7 @@ every process of a machine), by which the child must have left unless a later de
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Callable
@@ -28,10 +29,23 @@ from typing import Any, BinaryIO, ClassVar, Protocol, TypeVar
 DONE = 0
 DISK_FULL = 28
 BAD_INPUT = 64
+BAD_CHECKPOINT = 65
 DIVERGED = 66
 DEVICE_FAULT = 70
 DRAINED = 75
 OUT_OF_MEMORY = 77
+
+# What decides the numbers of a run, besides its base and its data.
+_SHAPING = (
+    "method",
+    "hyperparameters",
+    "lora",
+    "quantization",
+    "seed",
+    "validation_dataset",
+    "validation_split",
+    "chat_template",
+)
 
 SPEC_FILE = "spec.json"
 MANIFEST_FILE = "manifest.json"
@@ -69,6 +83,16 @@ class TrainSpec:
     shrink: int = 0
     limits: dict[str, int] = field(default_factory=dict)
     adapter: str | None = None
+
+    @property
+    def config_hash(self) -> str:
+        """The hash over what decides the numbers of this run: a checkpoint of another one must not be gone on from.
+
+        Of the job as it was accepted, so that it stays the same where a newer version knows more fields.
+        """
+        shaping = {name: self.job[name] for name in _SHAPING if name in self.job}
+        parts = (shaping, self.base.id, self.base.revision, self.train_sha256)
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
         """Write `spec.json` into `folder`."""

@@ -47,7 +47,6 @@ class Run:
 
     device: torch.device = field(init=False)
     threads: int = field(init=False)
-    config_hash: str = field(init=False)
     tokenizer: PreTrainedTokenizerBase = field(init=False)
     plan: BatchPlan | None = field(init=False, default=None)
     options: Options = field(init=False)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from transformers import PrinterCallback
 
 from worker.ml.adapters import hidden
 from worker.ml.arguments import sft_config
+from worker.ml.checkpoint import BadCheckpoint
 from worker.ml.data import sequence_lengths
 from worker.ml.memory import peak_bytes, reset_peak
 from worker.ml.order import EpochOrder
 from worker.ml.sft import Trainer, checkpointed_layers
 from worker.trainer.epochs import EpochEnds
-from worker.trainer.faults import Drained
+from worker.trainer.faults import CRASHED, Drained, classify
 from worker.trainer.keeping import Keeper, take_up
+from worker.trainer.prepare import versions
 from worker.trainer.reporting import Reporter
 from worker.trainer.run import Run
 from worker.trainer.sampling import Sampler
@@ -22,6 +27,7 @@ def train(run: Run) -> None:
     """Train to the last step.
 
     Raises:
+        BadCheckpoint: what the run was to go on from cannot be loaded.
         Drained: the supervisor asked to stop; the state of the step reached is in a sealed checkpoint.
         Diverged: the loss is not a number any more.
     """
@@ -32,12 +38,29 @@ def train(run: Run) -> None:
         take_up(run, checkpoint)
     if checkpoint and (run.counters.steps >= run.options.total_steps or run.stopped_early()):
         # Interrupted after its last step: the library would take one step too many.
-        run.trainer.load_weights(checkpoint)
+        with _loading(run):
+            run.trainer.load_weights(checkpoint)
     else:
-        run.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with _loading(run):
+            run.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if run.counters.steps < run.options.total_steps and not run.stopped_early():
             raise Drained(run.wishes.reason())
     _summarize(run)
+
+
+@contextmanager
+def _loading(run: Run) -> Iterator[None]:
+    """Blame a checkpoint of other libraries for what breaks before the first step after it."""
+    try:
+        yield
+    except Exception as error:
+        found = run.resumed
+        if found is None or run.counters.steps > found.step or found.versions == versions():
+            raise
+        if classify(error)[0] != CRASHED:
+            raise
+        message = f"it was made with other versions of the libraries, which cannot load it ({type(error).__name__})"
+        raise BadCheckpoint(message) from error
 
 
 def build_trainer(run: Run) -> Trainer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 
 from tests.worker.trainer import tiny
 from tests.worker.trainer.conftest import Attempt, Go, attempt
-from worker.ml.checkpoint import ADAPTER, BadCheckpoint, verify
+from worker.ml.checkpoint import ADAPTER, BadCheckpoint, describe, verify
+from worker.trainer import protocol
+from worker.trainer.protocol import TrainSpec
 
 # 12 rows in batches of 4: three steps an epoch. Step 4 lies within the second epoch, step 3 on its edge.
 CASES: dict[str, dict[str, Any]] = {
@@ -118,8 +121,50 @@ def test_a_run_refuses_the_checkpoint_of_another_job(go: Go, base: Path, tmp_pat
         ({"hyperparameters": {"learning_rate": 0.5}}, {"validation_split": 0.2}, {"chat_template": tiny.CHATML})
     ):
         (whole.folder / "spec.json").write_text(json.dumps(spec | {"job": spec["job"] | change}))
-        with pytest.raises(BadCheckpoint, match="another configuration"):
-            resumed(whole, 2, base, tmp_path / str(number))
+        again = resumed(whole, 2, base, tmp_path / str(number))
+        assert again.code == protocol.BAD_CHECKPOINT and "another configuration" in again.failure.message
+
+
+def test_a_field_that_this_version_added_changes_no_run(go: Go, base: Path, tmp_path: Path):
+    """A job that was accepted before there were chat templates and splits of validation rows, going on after it."""
+    whole = go(max_steps=3, save_steps=1)
+    spec = json.loads((whole.folder / "spec.json").read_text())
+    old = {name: value for name, value in spec["job"].items() if name not in ("chat_template", "validation_split")}
+    (whole.folder / "spec.json").write_text(json.dumps(spec | {"job": old}))
+    manifest = whole.folder / "checkpoints" / "step-00000002" / "manifest.json"
+    made = json.loads(manifest.read_text()) | {"config_hash": TrainSpec.read(whole.folder).config_hash}
+    manifest.write_text(json.dumps(made))
+    again = resumed(whole, 2, base, tmp_path)
+    assert again.code == protocol.DONE and again.adapter_bytes() == whole.adapter_bytes()
+
+
+@pytest.mark.parametrize("lost", ["metrics", "samples", "best"])
+def test_a_checkpoint_that_counts_otherwise_is_refused_and_crashes_nothing(
+    go: Go, base: Path, tmp_path: Path, lost: str
+):
+    whole = go(max_steps=2, save_steps=1)
+    _rewrite(whole, 1, lambda manifest: manifest["counters"].pop(lost))
+    again = resumed(whole, 1, base, tmp_path)
+    assert again.code == protocol.BAD_CHECKPOINT and again.failure.code == "bad_checkpoint"
+
+
+def test_a_checkpoint_that_other_libraries_made_and_these_cannot_load_is_refused(go: Go, base: Path, tmp_path: Path):
+    whole = go(max_steps=2, save_steps=1)
+    folder = whole.folder / "checkpoints" / "step-00000001"
+    torch.save({"state": {}, "param_groups": []}, folder / "optimizer.pt")
+    _rewrite(whole, 1, lambda manifest: manifest["files"].update({"optimizer.pt": describe(folder / "optimizer.pt")}))
+    with pytest.raises(ValueError, match="parameter group"):
+        resumed(whole, 1, base, tmp_path / "same")
+    _rewrite(whole, 1, lambda manifest: manifest["versions"].update(torch="1.0"))
+    again = resumed(whole, 1, base, tmp_path / "other")
+    assert again.code == protocol.BAD_CHECKPOINT and "other versions of the libraries" in again.failure.message
+
+
+def _rewrite(made: Attempt, step: int, change: Callable[[dict[str, Any]], object]) -> None:
+    path = made.folder / "checkpoints" / f"step-{step:08d}" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
 
 
 def _checkpoint(go: Go) -> Path:
