@@ -71,7 +71,7 @@ class _Routes:
     async def models(self, request: Request) -> dict[str, Any]:
         caller = await self._caller(request)
         adapters = await asyncio.to_thread(self._service.catalog.adapters, caller)
-        data = [answers.model(adapter.job_id, adapter.created, adapter.owner) for adapter in adapters]
+        data = [answers.model(adapter.name, adapter.created, adapter.owner) for adapter in adapters]
         return {"object": "list", "data": [self._base(), *data]}
 
     async def model(self, request: Request, model: str) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class _Routes:
         if model == self._service.base.id:
             return self._base()
         adapter = await asyncio.to_thread(self._service.catalog.adapter, caller, fine_tuned.job_id(model))
-        return answers.model(adapter.job_id, adapter.created, adapter.owner)
+        return answers.model(adapter.name, adapter.created, adapter.owner)
 
     async def chat(self, request: Request) -> Response:
         caller = await self._caller(request)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from common import fine_tuned
 from common.context import Context
 from common.db.rows import JobRow
 from common.errors import InfraError, InvalidInput, NotFound
@@ -28,10 +29,12 @@ _FILES = (_WEIGHTS, "adapter/adapter_config.json", "adapter/chat_template.jinja"
 class Adapter:
     """A finished adapter over the base that is served: its size in bytes, and when it was made, in seconds.
 
-    `fetch` returns a folder that holds it; it may put it into the empty one that it is given.
+    `name` is what lists call the model. `fetch` returns a folder that holds it; it may put it into the empty one that
+    it is given.
     """
 
     job_id: str
+    name: str
     bytes: int
     created: int
     owner: str
@@ -107,7 +110,9 @@ class JobCatalog:
 
     def _shown(self, job: JobRow, num_bytes: int) -> Adapter:
         created = int(job.finished_at or job.created_at)
-        return Adapter(job.id, num_bytes, created, job.tenant, lambda folder: self._fetch(job, folder))
+        return Adapter(
+            job.id, fine_tuned.name(job), num_bytes, created, job.tenant, lambda folder: self._fetch(job, folder)
+        )
 
     def _fetch(self, job: JobRow, folder: Path) -> Path:
         """Download the adapter of `job` into `folder` and verify it by the job's manifest."""
@@ -145,7 +150,7 @@ class FolderCatalog:
             raise NotFound(f"the model {job_id!r} does not exist", code="model_not_found", param="model")
         folder = self._folders[job_id]
         weights = (folder / Path(_WEIGHTS).name).stat()
-        return Adapter(job_id, weights.st_size, int(weights.st_mtime), caller.tenant, lambda _: folder)
+        return Adapter(job_id, job_id, weights.st_size, int(weights.st_mtime), caller.tenant, lambda _: folder)
 
     def adapters(self, caller: Caller) -> list[Adapter]:
         """Return all adapters."""

@@ -8,7 +8,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ class CountingCatalog(JobCatalog):
             self.fetched.append(job_id)
             return found.fetch(folder)
 
-        return Adapter(found.job_id, found.bytes, found.created, found.owner, fetch)
+        return replace(found, fetch=fetch)
 
 
 @dataclass
