@@ -58,7 +58,7 @@ def get(session: Session, tenant: str, model: str) -> JobRow:
         job = queries.row(session, tenant, job_id(model))
     except NotFound:
         job = None
-    if job is None or job.status != "succeeded":
+    if job is None or job.status != "succeeded" or job.source_job is not None:
         raise NotFound(
             f"the model {model[:300]!r} does not exist",
             code="model_not_found",
@@ -69,6 +69,6 @@ def get(session: Session, tenant: str, model: str) -> JobRow:
 
 
 def listed(session: Session, tenant: str) -> list[JobRow]:
-    """Return the succeeded jobs of the tenant, newest first, a thousand at most."""
-    own = (JobRow.tenant == tenant, JobRow.status == "succeeded")
+    """Return the succeeded jobs of the tenant that trained a model, newest first, a thousand at most."""
+    own = (JobRow.tenant == tenant, JobRow.status == "succeeded", JobRow.source_job.is_(None))
     return list(session.scalars(select(JobRow).where(*own).order_by(JobRow.id.desc()).limit(_LISTED_MAX)))

@@ -17,7 +17,7 @@ def remove(context: Context, tenant: str, job_id: str) -> None:
 
     Raises:
         NotFound: no such job in this tenant.
-        WrongState: it has not ended.
+        WrongState: it has not ended, or its adapter is being exported.
     """
     with context.read() as session:
         _check_ended(session, tenant, job_id)
@@ -35,6 +35,13 @@ def _check_ended(session: Session, tenant: str, job_id: str) -> None:
             code="cannot_delete",
             param="id",
             hint="Cancel it first, and wait until it has stopped.",
+        )
+    if export := queries.unfinished_export(session, job_id):
+        raise WrongState(
+            f"{export} is merging the adapter of this job",
+            code="export_active",
+            param="id",
+            hint=f"Wait until {export} has ended, or cancel it.",
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from common import base_models, datasets, uris
-from common.errors import InvalidInput, NotFound
+from common.errors import InvalidInput, NotFound, WrongState
 from common.jobs import idempotency, lifecycle, queries
 from common.keys import Caller
 from common.merge_patch import merged
@@ -48,8 +48,17 @@ def changed(session: Session, tenant: str, job_id: str, changes: dict[str, Any])
 
     Raises:
         NotFound: no such job in this tenant.
+        WrongState: it is an export, which trains nothing.
     """
-    body: dict[str, Any] = merged(queries.row(session, tenant, job_id).spec, changes)
+    job = queries.row(session, tenant, job_id)
+    if job.source_job is not None:
+        raise WrongState(
+            f"an export only merges what {job.source_job} trained",
+            code="cannot_clone",
+            param="id",
+            hint=f"Clone {job.source_job}, with `export` for what it shall make.",
+        )
+    body: dict[str, Any] = merged(job.spec, changes)
     return body
 
 

@@ -32,6 +32,7 @@ from worker.child import Child
 from worker.heart import Heart, Interrupted
 from worker.recorder import Recorder
 from worker.resuming import Checkpoints
+from worker.source import fetch_source
 from worker.trainer import protocol
 from worker.trainer.protocol import Checkpoint, Failed, Message, Result, TrainSpec
 from worker.writing import persist
@@ -104,14 +105,7 @@ class Attempt:
     def _fetch(self) -> TrainSpec:
         with self._context.read() as session:
             job = queries.row(session, self._claim.tenant, self._claim.job_id)
-        files = specs.fetch_files(self._context, job, self._folder, self._heart.check)
-        if files.train.sha256 != job.dataset_sha256:
-            raise InvalidInput(
-                "dataset: its content changed after the job was checked",
-                code="dataset_changed",
-                param="dataset",
-                hint="Upload it with POST /datasets, which never changes.",
-            )
+        files = self._files(job)
         base = self._base(job)
         self.base_id = base.id
         path = bases.fetch(base, self._settings, self._heart.check, weights=True)
@@ -133,11 +127,30 @@ class Attempt:
         following = self._checkpoints.next(spec.config_hash, self._heart.check)
         return specs.write(self._folder, spec, resume_from=following)
 
+    def _files(self, job: JobRow) -> specs.Files:
+        if job.source_job is None:
+            return specs.fetch_files(self._context, job, self._folder, self._heart.check)
+
+        def missing(reason: str) -> None:
+            self._recorder.event("export.without_data", f"The data is not there to compare on: {reason}.", "warning")
+
+        return fetch_source(self._context, job, self._folder, self._heart.check, missing)
+
     def _base(self, job: JobRow) -> bases.Base:
+        pinned = bases.Base(str(job.base_id), job.base_revision)
         name = job.spec["model"].partition("@")[0]
-        if "/" not in name:
-            return bases.local(name, self._settings)
-        return bases.Base(str(job.base_id), job.base_revision)
+        if "/" in name:
+            return pinned
+        found = bases.local(name, self._settings)
+        if (found.id, found.revision) != (pinned.id, pinned.revision):
+            raise InvalidInput(
+                f"model: the folder {name!r} holds {found.id}@{found.revision} now; "
+                f"the job was checked with {pinned.id}@{pinned.revision}",
+                code="base_changed",
+                param="model",
+                hint="Submit the job again, or ask the operator for the base that was there.",
+            )
+        return found
 
     # ---- train -------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """From the working folder to the store: checkpoints and artifacts, each under its attempt's own prefix, and each with
-its manifest last, so that what lies there without a manifest was never published."""
+its manifest last, so that what lies there without a manifest was never published. And back, verified by manifest.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +8,12 @@ import gzip
 import hashlib
 import json
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.db.rows import JobRow
 from common.errors import InfraError, NotFound
 from common.jobs.lifecycle import Claim, Published
 from common.storage import keys
@@ -67,15 +70,36 @@ def restore(store: Store, prefix: str, manifest_sha256: str, folder: Path, confi
     return None
 
 
+def adapter(store: Store, job: JobRow, folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
+    """Download the adapter that `job` published, or the `wanted` names of it, into `folder`; it is only read.
+
+    Raises:
+        InfraError: a file is not the one that was published (`artifact_altered`), or the store is away.
+    """
+    body = store.get_bytes(str(job.manifest_key))
+    if hashlib.sha256(body).hexdigest() != job.manifest_sha256:
+        raise InfraError(f"the manifest of {job.id} is not the one that was published", code="artifact_altered")
+    prefix = str(job.manifest_key).removesuffix(keys.MANIFEST)
+    for entry in json.loads(body)["files"]:
+        name = entry["name"]
+        if name.startswith("adapter/") and wanted(name):
+            path = folder / name.removeprefix("adapter/")
+            store.get_file(prefix + name, path)
+            if sha256_of(path) != entry["sha256"]:
+                raise InfraError(f"{name} of {job.id} was altered in the store", code="artifact_altered")
+
+
 def artifacts(store: Store, claim: Claim, spec: TrainSpec, out: Path, report: dict[str, Any]) -> Published:
     """Upload everything under `out`, an adapter as one archive too, and the manifest last.
 
     Raises:
-        NothingMade: the trainer wrote neither an adapter nor a model.
+        NothingMade: the trainer wrote neither an adapter nor a model, or not the models that an export asks for.
     """
     has_adapter = (out / "adapter" / "adapter_model.safetensors").is_file()
-    if not has_adapter and not (out / "model" / "config.json").is_file():
-        raise NothingMade("the trainer ended without an adapter or a model")
+    models = spec.job["export"] if spec.adapter else () if has_adapter else ("model",)
+    for name in models:
+        if not (out / name / "config.json").is_file():
+            raise NothingMade(f"the trainer ended without an adapter or its {name}")
     prefix = keys.attempt(claim.tenant, claim.job_id, claim.epoch)
     archive = archive_folder(out / "adapter", out.parent / keys.ADAPTER_ARCHIVE) if has_adapter else None
     entries = [
@@ -89,6 +113,7 @@ def artifacts(store: Store, claim: Claim, spec: TrainSpec, out: Path, report: di
             "spec": spec.job,
             "base": vars(spec.base) | {"path": None},
             "dataset_sha256": spec.train_sha256,
+            "source_job": spec.source_job,
             "versions": report.get("versions", {}),
             "files": [_public(entry) for entry in entries],
         }

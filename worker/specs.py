@@ -9,6 +9,7 @@ from typing import Any
 
 from common.context import Context
 from common.db.rows import JobRow
+from common.errors import InvalidInput
 from common.jobs.lifecycle import Claim
 from common.settings import Settings
 from common.uris import without_signature
@@ -20,15 +21,28 @@ from worker.trainer.protocol import BaseRef, TrainSpec
 
 @dataclass(frozen=True)
 class Files:
-    """The fetched datasets of a job."""
+    """The fetched datasets of a job; of an export also the folder of the adapter, and there rows may be missing."""
 
-    train: Fetched
+    train: Fetched | None
     validation: Fetched | None
+    adapter: str | None = None
 
 
 def fetch_files(context: Context, job: JobRow, folder: Path, alive: Callable[[], None]) -> Files:
-    """Fetch the datasets of `job` into `folder`; raises as `fetch.dataset` does."""
+    """Fetch the datasets of `job` into `folder`; raises as `fetch.dataset` does.
+
+    Raises:
+        InvalidInput: besides, the training data is not what the check saw.
+    """
     train = fetch.dataset(context, job.tenant, job.spec["dataset"], folder, "train", alive)
+    # None before the check.
+    if job.dataset_sha256 not in (None, train.sha256):
+        raise InvalidInput(
+            "dataset: its content changed after the job was checked",
+            code="dataset_changed",
+            param="dataset",
+            hint="Upload it with POST /datasets, which never changes.",
+        )
     held_out = job.spec.get("validation_dataset")
     if held_out is None:
         return Files(train, None)
@@ -44,8 +58,8 @@ def of(settings: Settings, claim: Claim, job: JobRow, base: Base, base_folder: P
         attempt=claim.epoch,
         job=_unsigned(job.spec),
         base=BaseRef(str(base_folder.resolve()), base.id, base.revision),
-        train_file=files.train.file,
-        train_sha256=files.train.sha256,
+        train_file=files.train.file if files.train else "",
+        train_sha256=files.train.sha256 if files.train else str(job.dataset_sha256),
         validation_file=files.validation.file if files.validation else None,
         threads=settings.trainer_threads,
         limits={
@@ -53,6 +67,8 @@ def of(settings: Settings, claim: Claim, job: JobRow, base: Base, base_folder: P
             "max_row_bytes": settings.max_row_bytes,
             "max_rows": settings.max_rows,
         },
+        adapter=files.adapter,
+        source_job=job.source_job,
     )
 
 

@@ -144,7 +144,7 @@ def shown(job: JobRow, *, has_results: bool, now: float) -> FineTuningJob:
         id=job.id,
         created_at=int(job.created_at),
         error=_error(job),
-        fine_tuned_model=fine_tuned.name(job) if succeeded else None,
+        fine_tuned_model=fine_tuned.name(job) if succeeded and job.source_job is None else None,
         finished_at=None if job.finished_at is None else int(job.finished_at),
         hyperparameters=hyperparameters,
         model=job.model,

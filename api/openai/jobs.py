@@ -58,7 +58,7 @@ def list_fine_tuning_jobs(
     limit: Limit = 20,
 ) -> FineTuningJobPage:
     """List jobs, newest first. `metadata=null` asks for those without any."""
-    rows, more = queries.rows(session, who.tenant, Selection(metadata=wanted), after=after, limit=limit)
+    rows, more = queries.rows(session, who.tenant, Selection(metadata=wanted, exports=False), after=after, limit=limit)
     return FineTuningJobPage(data=_all_shown(session, rows), has_more=more, **ends([row.id for row in rows]))
 
 

@@ -10,6 +10,7 @@ from starlette.responses import RedirectResponse
 from api.auth import AuthenticatedRoute, bearer
 from api.deps import Installation, Reading, WhoCalls
 from api.documentation import problem_answers
+from common.db.rows import JobRow
 from common.errors import WrongState
 from common.jobs import queries
 from common.schemas.jobs import Artifact, ArtifactList
@@ -37,6 +38,7 @@ def read_adapter(job_id: str, context: Installation, session: Reading, who: WhoC
             param="id",
             hint="Only a job that succeeded has one; GET /jobs/{id}?wait=60 waits for a change.",
         )
+    _refuse_export(job)
     if job.spec["method"] == "full":
         raise WrongState(
             "a full fine-tune has no adapter",
@@ -55,6 +57,7 @@ def read_precision(job_id: str, context: Installation, who: WhoCalls) -> Precisi
     with context.read() as session:
         job = queries.row(session, who.tenant, job_id)
         found = [row.key for row in queries.artifacts(session, job_id) if row.name == keys.PRECISION_REPORT]
+    _refuse_export(job)
     if not found:
         raise WrongState(
             f"a job that is {job.status} has no precision report",
@@ -67,7 +70,10 @@ def read_precision(job_id: str, context: Installation, who: WhoCalls) -> Precisi
 
 @router.get("/{job_id}/artifacts", responses=problem_answers(404))
 def list_artifacts(job_id: str, context: Installation, session: Reading, who: WhoCalls) -> ArtifactList:
-    """List every published file with size, SHA-256 and a signed link; none before the job has succeeded."""
+    """List every published file with size, SHA-256 and a signed link; none before the job has succeeded.
+
+    Merged models that were exported later (`POST /jobs/{id}/export`) are listed with the others.
+    """
     queries.row(session, who.tenant, job_id)
     return ArtifactList(
         data=[
@@ -75,3 +81,13 @@ def list_artifacts(job_id: str, context: Installation, session: Reading, who: Wh
             for row in queries.artifacts(session, job_id)
         ]
     )
+
+
+def _refuse_export(job: JobRow) -> None:
+    if job.source_job is not None:
+        raise WrongState(
+            f"an export only merges what {job.source_job} trained",
+            code="wrong_state",
+            param="id",
+            hint=f"Ask for that of {job.source_job}.",
+        )

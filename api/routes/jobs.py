@@ -22,6 +22,7 @@ from common.jobs import lifecycle, queries, standing, states
 from common.jobs.selection import Selection
 from common.schemas.bulk import CancelList, CancelMany
 from common.schemas.estimates import JobEstimate
+from common.schemas.exports import ExportRequest
 from common.schemas.jobs import JobList, JobOrder, JobRead, JobSpec, Status
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=AuthenticatedRoute, dependencies=[Depends(bearer)])
@@ -33,6 +34,9 @@ Changes = Annotated[
     dict[str, Any], Body(description="A JSON merge patch (RFC 7396) over what the job asked for in `POST /jobs`.")
 ]
 _UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "The job is still at that version."}}
+_MADE: dict[int | str, dict[str, Any]] = {
+    200: {"model": JobRead, "description": "It is made already, or being made: by this job."}
+}
 
 
 @router.post("", status_code=201, responses=problem_answers(409, 413, 415, 429))
@@ -184,6 +188,24 @@ def clone_job(
         response.headers["Idempotent-Replayed"] = "true"
     response.headers["Location"] = f"/jobs/{made}"
     return queries.shown(queries.row(session, who.tenant, made))
+
+
+@router.post(
+    "/{job_id}/export",
+    status_code=201,
+    responses=_MADE | problem_answers(404, 409, 415, 429),
+)
+def export_job(job_id: str, asked: ExportRequest, response: Response, session: Writing, who: WhoCalls) -> JobRead:
+    """Merge the adapter of a job that succeeded, in a job of its own: watch, cancel or retry it like any other.
+
+    Its `source_job` is this one, whose artifacts list the merged models beside the adapter as soon as they are there.
+    What is published already, or being made, is not made twice.
+    """
+    made, is_new = lifecycle.export(session, who.tenant, job_id, asked)
+    if not is_new:
+        response.status_code = 200
+    response.headers["Location"] = f"/jobs/{made}"
+    return standing.told(session, queries.row(session, who.tenant, made))
 
 
 @router.delete("/{job_id}", status_code=204, responses=problem_answers(404, 409))

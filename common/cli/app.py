@@ -9,6 +9,7 @@ import typer
 from common.cli import admin, chat, datasets, demo, doctor, jobs, keys, quota, servers, state, webhooks, workers
 from common.cli.cancel import cancel
 from common.cli.download import download
+from common.cli.export import export
 from common.cli.failures import Guarded
 from common.cli.serve import serve
 from common.cli.submit import submit
@@ -50,7 +51,7 @@ def options(
 
 
 _COMMANDS = (
-    *(submit, jobs.ls, jobs.show, watch, logs, cancel, jobs.pause, jobs.resume, jobs.retry, download),
+    *(submit, jobs.ls, jobs.show, watch, logs, cancel, jobs.pause, jobs.resume, jobs.retry, export, download),
     *(quota.reorder, quota.quota, workers.models),
     *(servers.up, servers.worker, servers.sweeper, serve, chat.chat, doctor.doctor, demo.demo),
 )

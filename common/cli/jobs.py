@@ -162,6 +162,7 @@ def _show(job: JobRead, as_json: bool) -> None:
             ("measured", " · ".join(boards.numbers(job))),
             ("error", f"{job.error.message}" if job.error else None),
             ("hint", job.error.hint if job.error else None),
+            ("merges", job.source_job),
             ("model", f"{job.model}@{job.base_revision}" if job.base_revision else job.model),
             ("dataset", job.dataset),
             ("validation", job.validation_dataset or job.validation_split),

@@ -88,5 +88,6 @@ def conclude(job: Job, as_json: bool) -> None:
         if job.error.hint:
             console.print(f"hint: {screen.sentence(job.error.hint)}")
     elif job.status == "succeeded" and not as_json:
-        screen.stdout().print(f"succeeded: `tunery download {job.id}` fetches what it made")
+        # What an export made is fetched with the rest of its source.
+        screen.stdout().print(f"succeeded: `tunery download {job.source_job or job.id}` fetches what it made")
     raise typer.Exit(_CODES.get(job.status, failures.FAILED))

@@ -54,6 +54,10 @@ class AsyncJob(JobRead):
         """Submit what the job asked for as a new job, with changes; see `Jobs.clone`."""
         return await self._jobs.clone(self.id, **changes)
 
+    async def export_as(self, forms: str | Sequence[str] = "merged", *, priority: int = 0) -> AsyncJob:
+        """Return the job that merges this finished job's adapter; see `Jobs.export`."""
+        return await self._jobs.export(self.id, forms, priority=priority)
+
     async def reorder(self, **order: Unpack[OrderFields]) -> AsyncJob:
         """Give the waiting job another priority or `not_before`; see `Jobs.reorder`."""
         return await self._jobs.reorder(self.id, **order)
@@ -167,6 +171,14 @@ class AsyncJobs:
     async def retry(self, job: str) -> AsyncJob:
         """Submit what a failed or cancelled job asked for as a new job, which goes on from its checkpoints."""
         return await self._act(job, "retry")
+
+    async def export(self, job: str, forms: str | Sequence[str] = "merged", *, priority: int = 0) -> AsyncJob:
+        """Return the job that merges the adapter of a finished one: `merged`, `merged_dequantized`, `merged_4bit`.
+
+        What is published already, or being made, is not made twice: the answer is the job that does. Afterwards the
+        files are among the artifacts of the finished job too.
+        """
+        return self._own(await self._transport.send(requests.export_job(job, forms, priority)))
 
     async def reorder(self, job: str, **order: Unpack[OrderFields]) -> AsyncJob:
         """Give a job that waits another priority, or another moment before which it is not started (None: none)."""

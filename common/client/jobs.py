@@ -62,6 +62,10 @@ class Job(JobRead):
         """Submit what the job asked for as a new job, with changes; see `Jobs.clone`."""
         return self._jobs.clone(self.id, **changes)
 
+    def export_as(self, forms: str | Sequence[str] = "merged", *, priority: int = 0) -> Job:
+        """Return the job that merges this finished job's adapter; see `Jobs.export`."""
+        return self._jobs.export(self.id, forms, priority=priority)
+
     def reorder(self, **order: Unpack[OrderFields]) -> Job:
         """Give the waiting job another priority or `not_before`; see `Jobs.reorder`."""
         return self._jobs.reorder(self.id, **order)
@@ -171,6 +175,14 @@ class Jobs:
     def retry(self, job: str) -> Job:
         """Submit what a failed or cancelled job asked for as a new job, which goes on from its checkpoints."""
         return self._act(job, "retry")
+
+    def export(self, job: str, forms: str | Sequence[str] = "merged", *, priority: int = 0) -> Job:
+        """Return the job that merges the adapter of a finished one: `merged`, `merged_dequantized`, `merged_4bit`.
+
+        What is published already, or being made, is not made twice: the answer is the job that does. Afterwards the
+        files are among the artifacts of the finished job too.
+        """
+        return self._own(self._transport.send(requests.export_job(job, forms, priority)))
 
     def reorder(self, job: str, **order: Unpack[OrderFields]) -> Job:
         """Give a job that waits another priority, or another moment before which it is not started (None: none)."""

@@ -159,6 +159,12 @@ def act_on_job(job: str, action: str) -> Call[JobRead]:
     return post(f"/jobs/{segment(job)}/{action}", JobRead, repeatable=action == "cancel")
 
 
+def export_job(job: str, forms: str | Sequence[str], priority: int) -> Call[JobRead]:
+    """Return the wish for merged models of a finished job; what is made already is not made twice."""
+    body = {"export": [forms] if isinstance(forms, str) else list(forms), "priority": priority}
+    return Call("POST", f"/jobs/{segment(job)}/export", JobRead, json=body, repeatable=True)
+
+
 def reorder_job(job: str, order: OrderFields) -> Call[JobRead]:
     """Return the wish that a waiting job stands elsewhere in the queue."""
     body = {name: _plain(value) for name, value in order.items()}

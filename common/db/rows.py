@@ -33,6 +33,8 @@ class JobRow(Base):
     model: Mapped[str]
     priority: Mapped[int] = mapped_column(default=0)
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
+    # Of an export: the job whose adapter it merges. No foreign key: an export outlives its source.
+    source_job: Mapped[str | None] = mapped_column(Id)
 
     # Written by common/jobs/lifecycle.py only.
     status: Mapped[str] = mapped_column(String(16))
@@ -97,6 +99,12 @@ class JobRow(Base):
             "tenant",
             sqlite_where=text("status = 'running'"),
             postgresql_where=text("status = 'running'"),
+        ),
+        Index(
+            "jobs_exported",
+            "source_job",
+            sqlite_where=text("source_job is not null"),
+            postgresql_where=text("source_job is not null"),
         ),
         # How fast jobs on the same base were, for forecasts.
         Index(

@@ -44,7 +44,7 @@ def _speed(session: Session, base_id: str) -> Speed | None:
     tokens_per_s, train_s = (JobRow.report[name].as_float() for name in ("tokens_per_s", "train_s"))
     query = (
         select(tokens_per_s, train_s, held_s.scalar_subquery())
-        .where(JobRow.status == "succeeded", JobRow.base_id == base_id)
+        .where(JobRow.status == "succeeded", JobRow.base_id == base_id, JobRow.source_job.is_(None))
         .order_by(JobRow.finished_at.desc())
         .limit(_RECENT)
     )

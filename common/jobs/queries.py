@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from common.clock import moment
 from common.db.rows import ArtifactRow, CheckpointRow, EventRow, JobRow, MetricRow
 from common.errors import NotFound
+from common.jobs import states
 from common.jobs.selection import EVERY, Selection
 from common.schemas.jobs import Event, EventList, JobError, JobList, JobRead, JobSpec, Metric, MetricList
 
@@ -37,9 +38,10 @@ def row(session: Session, tenant: str, job_id: str) -> JobRow:
 
 
 def succeeded_over(session: Session, tenant: str, base_id: str, base_revision: str | None) -> list[JobRow]:
-    """Return the succeeded jobs of the tenant over exactly that base, newest first, a thousand at most."""
+    """Return the succeeded training jobs of the tenant over exactly that base, newest first, a thousand at most."""
     same_base = (JobRow.base_id == base_id, JobRow.base_revision.is_not_distinct_from(base_revision))
-    query = select(JobRow).where(JobRow.tenant == tenant, JobRow.status == "succeeded", *same_base)
+    trained = JobRow.source_job.is_(None)
+    query = select(JobRow).where(JobRow.tenant == tenant, JobRow.status == "succeeded", trained, *same_base)
     return list(session.scalars(query.order_by(JobRow.id.desc()).limit(1000)))
 
 
@@ -55,6 +57,7 @@ def shown(job: JobRow) -> JobRead:
     return JobRead(
         **asked,
         id=job.id,
+        source_job=job.source_job,
         status=job.status,
         desired=job.desired,
         stage=job.stage,
@@ -162,8 +165,18 @@ def _metric(row: MetricRow) -> Metric:
 
 
 def artifacts(session: Session, job_id: str) -> list[ArtifactRow]:
-    """Return the published files of a job, by name."""
-    return list(session.scalars(select(ArtifactRow).where(ArtifactRow.job_id == job_id).order_by(ArtifactRow.name)))
+    """Return the published files of a job, by name, and with them the merged models that were exported later."""
+    # An export's own manifest and reports stay with the export: their names would be those of its source.
+    later = select(JobRow.id).where(JobRow.source_job == job_id)
+    merged = ArtifactRow.job_id.in_(later) & ArtifactRow.name.startswith("merged")
+    query = select(ArtifactRow).where((ArtifactRow.job_id == job_id) | merged)
+    return list(session.scalars(query.order_by(ArtifactRow.name)))
+
+
+def unfinished_export(session: Session, job_id: str) -> str | None:
+    """Return an export of the job's adapter that has not ended, if there is one."""
+    live = (JobRow.source_job == job_id, JobRow.status.not_in(states.TERMINAL))
+    return session.scalar(select(JobRow.id).where(*live).limit(1))
 
 
 def checkpoints(session: Session, job_id: str) -> list[CheckpointRow]:

@@ -19,7 +19,8 @@ _SHOWN_S = 1e-6
 class Selection:
     """Jobs that meet every condition that is given; `metadata` None is for jobs without any label.
 
-    A job of the moment `created_before` is not among them, one of `created_after` is.
+    A job of the moment `created_before` is not among them, one of `created_after` is. Without `exports`, those that
+    only merge what another job trained are left out.
     """
 
     status: Sequence[str] = ()
@@ -27,6 +28,7 @@ class Selection:
     model: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
+    exports: bool = True
 
     def conditions(self, tenant: str) -> list[ColumnElement[bool]]:
         """Return the conditions over the rows of jobs.
@@ -44,6 +46,8 @@ class Selection:
             found.append(JobRow.metadata_[key].as_string() == value)
         if self.model is not None:
             found.append(JobRow.model == self.model)
+        if not self.exports:
+            found.append(JobRow.source_job.is_(None))
         if self.created_after is not None:
             found.append(JobRow.created_at >= self.created_after.timestamp() - _SHOWN_S)
         if self.created_before is not None:

@@ -7,6 +7,8 @@ submit ─► validating ── accept ─► queued ── claim ─► running
             failed                │ ▼                    ▼ (the user's wish)
                                  paused ◄────────── paused | cancelled
 
+An export of a finished job needs no check: it begins as queued.
+
 cancel leads from validating, queued and paused to cancelled at once; a running job gets the wish `desired = cancel`
 and is settled by its worker's `release` or, if that is gone, by `expire`. Pause of a validating or running job is
 such a wish too. Terminal: succeeded, failed, cancelled. They never leave.

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from common.schemas.values import Strict
+from common.schemas.values import Priority, Strict
 
 Merged = Literal["merged", "merged_dequantized", "merged_4bit"]
 Export = Literal["adapter", "model", "merged", "merged_dequantized", "merged_4bit"]
@@ -40,3 +40,4 @@ class ExportRequest(Strict):
     """The body of `POST /jobs/{id}/export`: which merged models to make of a finished job's adapter."""
 
     export: Annotated[list[Merged], Field(min_length=1, max_length=3), AfterValidator(_once_each)] = ["merged"]
+    priority: Priority = 0

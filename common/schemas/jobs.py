@@ -12,7 +12,7 @@ from common.schemas.exports import Exports
 from common.schemas.hyperparameters import Hyperparameters
 from common.schemas.lora import Lora, Quantization
 from common.schemas.methods import Method, check_parts, fill_in
-from common.schemas.values import Strict, Text, no_nul
+from common.schemas.values import Priority, Strict, Text, no_nul
 
 STATUSES = ("validating", "queued", "running", "paused", "succeeded", "failed", "cancelled")
 Status = Literal["validating", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
@@ -67,7 +67,6 @@ def _within_reason(value: datetime) -> datetime:
 
 # Not strict: JSON has no type for a time. ISO 8601, with its offset from UTC.
 NotBefore = Annotated[AwareDatetime, Field(strict=False), AfterValidator(_within_reason)]
-Priority = Annotated[int, Field(ge=-100, le=100)]
 
 
 class JobSpec(Strict):
@@ -171,10 +170,11 @@ class JobRead(BaseModel):
     """A job as it is shown. Times are UTC.
 
     `position` (1 is claimed next), `waits_for` and `expected_start` are told of a single job that waits, not in lists;
-    position and start only where they can be said.
+    position and start only where they can be said. `source_job` is the job whose adapter an export merges.
     """
 
     id: str
+    source_job: str | None = None
     status: Status
     stage: str | None
     step: int

@@ -23,6 +23,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "PATCH /jobs/{job_id}": {"json": {"priority": 1}},
     "POST /jobs/{job_id}/clone": {"json": {}},
     "PATCH /webhooks/{webhook_id}": {"json": {"enabled": False}},
+    "POST /jobs/{job_id}/export": {"json": {}},
     "POST /v1/uploads/{upload_id}/parts": {"files": {"data": ("a", b"x")}},
     "POST /v1/uploads/{upload_id}/complete": {"json": {"part_ids": ["p"]}},
 }

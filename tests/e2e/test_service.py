@@ -34,6 +34,19 @@ after = PeftModel.from_pretrained(model, adapter)(**ids).logits
 print(json.dumps({"moved": (before - after).abs().max().item(), "finite": bool(after.isfinite().all())}))
 """
 
+LOAD_MERGED = """
+import json, sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+base, out = sys.argv[1:]
+def model(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+ids = AutoTokenizer.from_pretrained(out + "/merged")("the quick brown fox", return_tensors="pt")
+before, merged = model(base)(**ids).logits, model(out + "/merged")(**ids).logits
+adapter = PeftModel.from_pretrained(model(base), out + "/adapter")(**ids).logits
+print(json.dumps([(merged - adapter).abs().max().item(), (adapter - before).abs().max().item()]))
+"""
+
 
 def upload(client: Tunery, folder: Path, content: str | bytes, name: str = "train.jsonl") -> str:
     """Upload `content` as a file called `name` and return its URI."""
@@ -75,6 +88,31 @@ def test_from_a_file_to_an_adapter_that_stock_peft_loads(service: Service, model
     client.jobs.delete(job.id)
     with pytest.raises(NotFound):
         client.jobs.get(job.id)
+
+
+def test_a_merged_model_later_is_the_one_that_is_made_at_once(service: Service, models: Path, tmp_path: Path):
+    client = service.client
+    dataset = upload(client, tmp_path, rows())
+    asked = {"model": "tiny", "dataset": dataset, "hyperparameters": HYPERPARAMETERS | {"loss": "all"}}
+    forms = ["merged", "merged_dequantized"]
+    at_once = client.jobs.create(**asked, export=["adapter", *forms])
+    source = client.jobs.create(**asked)
+    assert source.wait(timeout_s=120).status == at_once.wait(timeout_s=120).status == "succeeded"
+    before = {item.name: item.sha256 for item in source.artifacts()}
+    export = source.export_as(forms)
+    assert source.export_as(forms).id == export.id
+    ended = export.wait(timeout_s=120)
+    assert (ended.status, ended.attempt) == ("succeeded", 1), ended.error
+    after = {item.name: item.sha256 for item in source.artifacts()}
+    assert before.items() <= after.items(), "what was published stays as it was"
+    merged = {item.name: item.sha256 for item in at_once.artifacts() if item.name.startswith("merged")}
+    assert {name: after[name] for name in after.keys() - before.keys()} == merged
+    assert {"merged/model.safetensors", "merged_dequantized/model.safetensors"} <= merged.keys()
+    source.download(tmp_path / "out")
+    answer = subprocess.run([sys.executable, "-c", LOAD_MERGED, *map(str, (models / "tiny", tmp_path / "out"))],
+                            capture_output=True, text=True, check=True)  # fmt: skip
+    apart, moved = json.loads(answer.stdout.splitlines()[-1])
+    assert moved > 1e-2 and apart < moved / 10
 
 
 BAD_DATA = {

@@ -8,6 +8,7 @@ each step appends a line, before anybody else hears of it: `time job epoch what 
 service can touch. `refuses_from` is a step: checkpoints of it and later ones are refused, as by a trainer of another
 version. `ballast_bytes` makes checkpoints as large as real ones; a resume from one whose ballast is torn ends the
 attempt.
+An export takes as many steps, without checkpoints, and writes the adapter's value into each model.
 """
 
 from __future__ import annotations
@@ -102,6 +103,8 @@ class Run:
         self.step, self.value = self._start()
 
     def _start(self) -> tuple[int, str]:
+        if self.spec.adapter:
+            return 0, (self.folder / self.spec.adapter / "adapter_model.safetensors").read_text()
         if self.spec.resume_from:
             found = self.folder / self.spec.resume_from
             state = json.loads((found / "state.json").read_text())
@@ -141,6 +144,21 @@ class Run:
                 return protocol.DRAINED
         return self.export()
 
+    def merge(self) -> int:
+        self.commands.run.wait()
+        self.say(Stage("export"))
+        while self.step < self.max_steps:
+            self._misbehave()
+            time.sleep(self.step_s)
+            if self.commands.leave:
+                return protocol.DRAINED
+            self.step += 1
+            self.say(Progress(self.step, self.max_steps))
+        for form in self.spec.job["export"]:
+            self._write(form, self.value + form, "model.safetensors", "config.json")
+        self.say(Result({"merged": self.spec.job["export"], "shrink": self.spec.shrink}))
+        return protocol.DONE
+
     def checkpoint(self) -> None:
         target = self.folder / "checkpoints" / f"step-{self.step:08d}"
         partial = target.with_name(f"{target.name}.partial")
@@ -161,15 +179,19 @@ class Run:
 
     def export(self) -> int:
         self.say(Stage("export"))
-        full = self.spec.job["method"] == "full"
-        result = self.folder / "out" / ("model" if full else "adapter")
-        result.mkdir(parents=True)
-        (result / ("model.safetensors" if full else "adapter_model.safetensors")).write_text(self.value)
-        config = json.dumps({"base_model_name_or_path": self.spec.base.id})
-        (result / ("config.json" if full else "adapter_config.json")).write_text(config)
+        if self.spec.job["method"] == "full":
+            self._write("model", self.value, "model.safetensors", "config.json")
+        else:
+            self._write("adapter", self.value, "adapter_model.safetensors", "adapter_config.json")
         self.trail("finished", self.step, self.value)
         self.say(Result({"final": self.value, "environment": dict(os.environ), "shrink": self.spec.shrink}))
         return protocol.DONE
+
+    def _write(self, folder: str, value: str, weights: str, config: str) -> None:
+        result = self.folder / "out" / folder
+        result.mkdir(parents=True)
+        (result / weights).write_text(value)
+        (result / config).write_text(json.dumps({"base_model_name_or_path": self.spec.base.id}))
 
     def _misbehave(self) -> None:
         if self.step + 1 != self.fault_at or self.spec.attempt > self.fault_attempts + 1:
@@ -196,7 +218,7 @@ def main() -> int:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     run = Run(Path(sys.argv[1]))
     try:
-        return run.train()
+        return run.merge() if run.spec.adapter else run.train()
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

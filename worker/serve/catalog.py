@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +10,11 @@ from typing import Protocol
 from common import fine_tuned
 from common.context import Context
 from common.db.rows import JobRow
-from common.errors import InfraError, InvalidInput, NotFound
+from common.errors import InvalidInput, NotFound
 from common.jobs import queries
 from common.keyring import Keyring, bearer_key
 from common.keys import Caller
-from common.storage import keys
-from common.storage.store import sha256_of
+from worker import publish
 from worker.bases import Base
 
 _WEIGHTS = "adapter/adapter_model.safetensors"
@@ -106,7 +103,8 @@ class JobCatalog:
             hint = f"Ask a server of that base: `tunery serve --base {theirs}`."
             raise _not_here(f"the job {job.id} was trained on {theirs}; this server holds {ours}", "wrong_base", hint)
         if _WEIGHTS not in sizes:
-            raise _not_here(f"the job {job.id} published no adapter", "no_adapter")
+            where = f"Ask {job.source_job}, whose adapter it merged." if job.source_job else None
+            raise _not_here(f"the job {job.id} published no adapter", "no_adapter", where)
 
     def _shown(self, job: JobRow, num_bytes: int) -> Adapter:
         created = int(job.finished_at or job.created_at)
@@ -115,18 +113,7 @@ class JobCatalog:
         )
 
     def _fetch(self, job: JobRow, folder: Path) -> Path:
-        """Download the adapter of `job` into `folder` and verify it by the job's manifest."""
-        store = self._context.store
-        body = store.get_bytes(str(job.manifest_key))
-        if hashlib.sha256(body).hexdigest() != job.manifest_sha256:
-            raise InfraError(f"the manifest of {job.id} is not the one that was published", code="artifact_altered")
-        prefix = str(job.manifest_key).removesuffix(keys.MANIFEST)
-        for entry in json.loads(body)["files"]:
-            if entry["name"] in _FILES:
-                path = folder / Path(entry["name"]).name
-                store.get_file(prefix + entry["name"], path)
-                if sha256_of(path) != entry["sha256"]:
-                    raise InfraError(f"{entry['name']} of {job.id} was altered in the store", code="artifact_altered")
+        publish.adapter(self._context.store, job, folder, lambda name: name in _FILES)
         return folder
 
 

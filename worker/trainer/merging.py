@@ -120,6 +120,9 @@ def _place(run: Run, facts: BaseFacts) -> torch.device:
     Raises:
         InvalidInput: there is no room in either; a kernel that runs out of memory would end the process.
     """
+    if run.spec.adapter and run.spec.shrink:
+        # An export whose last attempt ran out of memory, be it for what else runs on the card.
+        return torch.device("cpu")
     stored = sum(path.stat().st_size for path in run.base_folder.glob("*.safetensors"))
     needed = stored * (4 if facts.quantized else 1)
     if run.device.type == "cuda" and free_bytes(run.device) > 1.2 * needed + _CARD_SPARE:

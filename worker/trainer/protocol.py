@@ -66,8 +66,8 @@ class TrainSpec:
 
     `shrink` is the out-of-memory ladder: the micro-batch is halved that many times and accumulation doubled.
     `limits` bounds the dataset: max_bytes, max_row_bytes, max_rows; what it leaves out has a default.
-    `adapter` is the folder of a published adapter: then nothing is trained, and merged models are made of it. The
-    dataset of such a job may be gone, which leaves `train_file` empty.
+    `adapter` is the folder of a published adapter, that of `source_job`: then nothing is trained, and merged models are
+    made of it. The dataset of such a job may be gone, which leaves `train_file` empty.
     """
 
     job_id: str
@@ -83,6 +83,7 @@ class TrainSpec:
     shrink: int = 0
     limits: dict[str, int] = field(default_factory=dict)
     adapter: str | None = None
+    source_job: str | None = None
 
     @property
     def config_hash(self) -> str:

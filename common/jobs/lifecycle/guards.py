@@ -11,8 +11,10 @@ from sqlalchemy.orm import Session
 from common.db.engine import db_now
 from common.db.rows import EventRow, JobRow, UsageRow
 from common.errors import LeaseLost, NotFound, WrongState
+from common.ids import new_id
 from common.jobs import states
 from common.jobs.lifecycle.terms import Claim, Event, Failure
+from common.schemas.jobs import JobSpec
 from common.webhooks import outbox
 
 jobs: Table = JobRow.__table__  # type: ignore[assignment]
@@ -30,6 +32,50 @@ def wished() -> ColumnElement[str]:
 def own_job(tenant: str, job_id: str) -> ColumnElement[bool]:
     """Return the condition that a job is this tenant's."""
     return and_(jobs.c.tenant == tenant, jobs.c.id == job_id)
+
+
+def held(session: Session, tenant: str, job_id: str) -> ColumnElement[bool]:
+    """Return the condition that names the job, and hold its row until the end of the transaction.
+
+    A wish looks twice, for a job that waits and for one that runs: in between no worker may take or give it back.
+    """
+    own = own_job(tenant, job_id)
+    session.execute(select(jobs.c.id).where(own).with_for_update())
+    return own
+
+
+def add(
+    session: Session,
+    tenant: str,
+    spec: JobSpec,
+    status: str,
+    event: Event,
+    *,
+    stored: dict[str, Any] | None,
+    **columns: Any,
+) -> str:
+    """Insert a job with its first event and return its id.
+
+    Args:
+        stored: how an older row has `spec`, where that is to be kept to the letter.
+        columns: what is known of it already.
+    """
+    job_id = new_id("job")
+    asked = {
+        "spec": spec.model_dump(mode="json") if stored is None else stored,
+        "model": spec.model,
+        "priority": spec.priority,
+        "hold_until": spec.not_before.timestamp() if spec.not_before else 0.0,
+        "metadata": spec.metadata,
+    }
+    session.execute(
+        insert(jobs).values(
+            id=job_id, tenant=tenant, status=status, created_at=db_now(), seq=1, version=1, **asked, **columns
+        )
+    )
+    insert_events(session, job_id, 1, [event])
+    outbox.record(session, job_id, 1, event.message)
+    return job_id
 
 
 def owned(claim: Claim, statuses: Sequence[str]) -> list[ColumnElement[bool]]:

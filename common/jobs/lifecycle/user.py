@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, insert, select
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from common.db.engine import db_now
 from common.db.rows import CheckpointRow
-from common.ids import new_id
 from common.jobs import doorbell, quotas, states
-from common.jobs.lifecycle.guards import NO_LEASE, change, insert_events, jobs, own_job, refuse_unless
+from common.jobs.lifecycle.export import export
+from common.jobs.lifecycle.guards import NO_LEASE, add, change, held, jobs, own_job, refuse_unless
 from common.jobs.lifecycle.terms import Event
+from common.schemas.exports import ExportRequest
 from common.schemas.jobs import JobOrder, JobSpec
-from common.webhooks import outbox
 
 
 def submit(
@@ -37,26 +37,9 @@ def submit(
         OverQuota, InvalidInput: as `quotas.admit` does.
     """
     quotas.admit(session, tenant, spec.priority)
-    job_id = new_id("job")
-    session.execute(
-        insert(jobs).values(
-            id=job_id,
-            tenant=tenant,
-            spec=spec.model_dump(mode="json") if stored is None else stored,
-            model=spec.model,
-            priority=spec.priority,
-            hold_until=spec.not_before.timestamp() if spec.not_before else 0.0,
-            metadata=spec.metadata,
-            status="validating",
-            created_at=db_now(),
-            seq=1,
-            version=1,
-        )
-    )
     origin = {name: job for name, job in (("retry_of", retry_of), ("clone_of", clone_of)) if job}
     event = Event("job.submitted", "The job was accepted and will be checked.", data=origin)
-    insert_events(session, job_id, 1, [event])
-    outbox.record(session, job_id, 1, event.message)
+    job_id = add(session, tenant, spec, "validating", event, stored=stored)
     doorbell.after_commit(session, doorbell.PREFLIGHT)
     return job_id
 
@@ -64,7 +47,8 @@ def submit(
 def retry(session: Session, tenant: str, job_id: str) -> str:
     """Submit what a failed or cancelled job asked for once more, and return the new job's id.
 
-    Terminal states never leave, so this is a job of its own. It goes on from the checkpoints of the old one.
+    Terminal states never leave, so this is a job of its own. It goes on from the checkpoints of the old one; an export
+    begins again.
 
     Raises:
         WrongState: the job has not ended, or has succeeded.
@@ -72,7 +56,10 @@ def retry(session: Session, tenant: str, job_id: str) -> str:
     """
     own = own_job(tenant, job_id)
     refuse_unless(session, own, ("failed", "cancelled"), "retry")
-    stored = session.scalar(select(jobs.c.spec).where(own))
+    stored, source = session.execute(select(jobs.c.spec, jobs.c.source_job).where(own)).one()
+    if source is not None:
+        asked = {"export": stored["export"], "priority": stored["priority"]}
+        return export(session, tenant, source, ExportRequest.model_validate(asked))[0]
     # As it stands: a checkpoint fits a job by its words, and this version may know fields that those before did not.
     made = submit(session, tenant, JobSpec.model_validate(stored), retry_of=job_id, stored=stored)
     for known in _best_checkpoints(session, job_id):
@@ -111,16 +98,6 @@ def reorder(session: Session, tenant: str, job_id: str, order: JobOrder) -> None
     doorbell.after_commit(session, doorbell.TRAIN)
 
 
-def _held(session: Session, tenant: str, job_id: str) -> ColumnElement[bool]:
-    """Return the condition that names the job, and hold its row until the end of the transaction.
-
-    A wish looks twice, for a job that waits and for one that runs: in between no worker may take or give it back.
-    """
-    own = own_job(tenant, job_id)
-    session.execute(select(jobs.c.id).where(own).with_for_update())
-    return own
-
-
 def request_cancel(session: Session, tenant: str, job_id: str) -> None:
     """Cancel a job that waits, at once; tell the worker of one that runs. A cancelled job stays cancelled.
 
@@ -128,7 +105,7 @@ def request_cancel(session: Session, tenant: str, job_id: str) -> None:
         WrongState: the job has already succeeded or failed.
         NotFound: no such job in this tenant.
     """
-    own = _held(session, tenant, job_id)
+    own = held(session, tenant, job_id)
     ended = {"status": "cancelled", "desired": "cancel", "finished_at": db_now()} | NO_LEASE
     if change(
         session,
@@ -150,7 +127,7 @@ def pause(session: Session, tenant: str, job_id: str) -> None:
         WrongState: the job has ended or is being cancelled.
         NotFound: no such job in this tenant.
     """
-    own = _held(session, tenant, job_id)
+    own = held(session, tenant, job_id)
     if change(
         session,
         [own, jobs.c.status.in_(states.sources("pause"))],
@@ -178,7 +155,7 @@ def resume(session: Session, tenant: str, job_id: str) -> None:
         WrongState: the job is not paused and no pause was asked for.
         NotFound: no such job in this tenant.
     """
-    own = _held(session, tenant, job_id)
+    own = held(session, tenant, job_id)
     back = {"status": "queued", "desired": "run", "not_before": 0.0, "queued_at": db_now()}
     if change(
         session,

@@ -34,6 +34,7 @@ def test_the_life_of_a_job(peer: Peer, tmp_path: Path):
     link = {"name": "adapter/w", "bytes": len(CONTENT), "sha256": hashlib.sha256(CONTENT).hexdigest(), "url": "/file"}
     peer.on("GET", "/jobs/job_1/artifacts", says({"data": [link]}))
     peer.on("GET", "/file", file(CONTENT, breaks_after=1000), file(CONTENT))
+    peer.on("POST", "/jobs/job_1/export", hangs_up, says(a_job(id="job_3", source_job="job_1"), 201))
 
     async def live() -> None:
         async with AsyncTunery(peer.url, KEY, retries=QUICK) as client:
@@ -44,6 +45,8 @@ def test_the_life_of_a_job(peer: Peer, tmp_path: Path):
             assert await ended.metrics() == {"step": [1], "loss": [1.0]}
             (path,) = await ended.download(tmp_path / "out")
             assert path.read_bytes() == CONTENT
+            merging = await ended.export_as(["merged", "merged_4bit"], priority=1)
+            assert isinstance(merging, AsyncJob) and (merging.id, merging.source_job) == ("job_3", "job_1")
             with pytest.raises(Missing):
                 await client.jobs.get("job_2")
 

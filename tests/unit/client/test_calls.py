@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -186,3 +187,9 @@ def test_pauses_grow_and_are_bounded():
     retries = Retries(first_s=1, longest_s=8)
     for attempt, most in [(1, 1), (2, 2), (3, 4), (4, 8), (5, 8), (5000, 8)]:
         assert 0.7 * most <= retries.pause_s(attempt) <= most
+
+
+def test_an_export_is_asked_for_again_since_it_is_made_once(peer: Peer, client: Tunery):
+    peer.on("POST", "/jobs/job_1/export", hangs_up, says(a_job(id="job_2", source_job="job_1"), 201))
+    assert client.jobs.export("job_1", priority=3).source_job == "job_1"
+    assert json.loads(peer.asked("POST", "/jobs/job_1/export")[1].body) == {"export": ["merged"], "priority": 3}
