@@ -194,3 +194,10 @@ def test_many_at_once_by_several(any_api: Api) -> None:
         results = [result for found in pool.map(cancel, (1, -1)) for result in found]
     assert time.monotonic() - began < 30
     assert results.count("cancelled") == results.count("already_cancelled") == 60
+
+
+def test_a_clone_counts_to_the_quota(api: Api, client: httpx2.Client) -> None:
+    job_id = submit(client)
+    client.put("/quota", json={"max_queued": 1})
+    refused = clone(client, job_id, {})
+    assert (refused.status_code, refused.json()["code"]) == (429, "quota_queued") and refused.headers["retry-after"]
