@@ -13,6 +13,7 @@ from itertools import groupby
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from common import datasets
 from common.context import Context
 from common.db.rows import ArtifactRow, CheckpointRow, DatasetRow, JobRow, UploadPartRow, UploadRow
 from common.jobs import states
@@ -56,10 +57,18 @@ def collect(context: Context, older_than_s: float) -> Findings:
     The age protects what is being written: an upload's object is there before its row.
     """
     found = audit(context, with_missing=False)
-    found.orphans = [item for item in found.orphans if item.age_s >= older_than_s]
-    context.store.delete([item.key for item in found.orphans])
+    old = [item for item in found.orphans if item.age_s >= older_than_s]
+    contents = [item for item in old if _is_content(item.key)]
+    rest = [item for item in old if not _is_content(item.key)]
+    # Of the same content there may be a row by now; of anything else that had none there never is one again.
+    found.orphans = rest + [item for item in contents if datasets.remove_unnamed(context, item.key)]
+    context.store.delete([item.key for item in rest])
     context.store.abort_uploads(older_than_s)
     return found
+
+
+def _is_content(key: str) -> bool:
+    return _owner(key).endswith("/datasets")
 
 
 def _owner(key: str) -> str:

@@ -164,6 +164,16 @@ def remove(context: Context, tenant: str, dataset_id: str) -> None:
             context.store.delete([key])
 
 
+def remove_unnamed(context: Context, key: str) -> bool:
+    """Remove the object of a content that no dataset has; return whether that was so."""
+    with context.write() as session:
+        lock(session, key)
+        if session.scalar(select(DatasetRow.id).where(DatasetRow.key == key).limit(1)) is not None:
+            return False
+        context.store.delete([key])
+        return True
+
+
 def _live_user(session: Session, tenant: str, dataset_id: str) -> str | None:
     """Return the id of a job that has not ended and names the dataset."""
     uri = f"{SCHEME}{dataset_id}"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from common.context import Context
-from common.db.rows import JobRow
+from common.db.rows import CheckpointRow, JobRow
 from common.errors import WrongState
 from common.jobs import queries, states
 from common.storage import keys
 
 
 def remove(context: Context, tenant: str, job_id: str) -> None:
-    """Remove an ended job: its objects, its history and its row.
+    """Remove an ended job: its history, its row, and its objects but for checkpoints that another job may need.
 
     Raises:
         NotFound: no such job in this tenant.
@@ -21,8 +21,12 @@ def remove(context: Context, tenant: str, job_id: str) -> None:
     """
     with context.read() as session:
         _check_ended(session, tenant, job_id)
+        # A retry goes on from checkpoints of this job; they are collected once nothing names them any more.
+        others = select(CheckpointRow.prefix).where(CheckpointRow.job_id != job_id)
+        needed = tuple(session.scalars(others.where(CheckpointRow.prefix.startswith(keys.job(tenant, job_id)))))
     # Objects first: if the store fails half-way, the job is still there to be deleted once more.
-    context.store.delete_prefix(keys.job(tenant, job_id))
+    objects = context.store.objects(keys.job(tenant, job_id))
+    context.store.delete([item.key for item in objects if not item.key.startswith(needed)])
     with context.write() as session:
         _delete_rows(session, tenant, job_id)
 

@@ -164,14 +164,6 @@ class Store:
                 if answer.get("Errors"):
                     raise InfraError(f"the object store did not remove {answer['Errors'][0].get('Key')}")
 
-    def delete_prefix(self, prefix: str) -> int:
-        """Remove everything under `prefix` (which must end in a slash) and return how many objects that were."""
-        if not prefix.endswith("/"):
-            raise ValueError(f"a prefix to remove must end in a slash: {prefix!r}")
-        keys = [item.key for item in self.objects(prefix)]
-        self.delete(keys)
-        return len(keys)
-
     def abort_uploads(self, older_than_s: float) -> int:
         """End the multipart uploads that were begun so long ago and never completed; return how many."""
         ended = 0

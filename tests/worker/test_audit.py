@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
-from sqlalchemy import delete
+from sqlalchemy import delete, update
 
-from common.audit import audit, collect
+from common import datasets, removal
+from common.audit import Findings, audit, collect
 from common.db.rows import JobRow
 from common.jobs import lifecycle
 from common.storage import keys
@@ -73,6 +75,38 @@ def test_what_was_left_by_deleted_jobs_and_broken_uploads_is_removed(bench: Benc
     assert not client.list_multipart_uploads(Bucket=store.bucket).get("Uploads")
 
 
+def test_a_content_that_is_uploaded_again_while_its_orphan_is_collected_stays(bench: Bench, monkeypatch):
+    content = datasets.Content("again.jsonl", 3, "1" * 64)
+    key, store = keys.dataset(TENANT, content.sha256), bench.context.store
+    store.put_bytes(key, b"its row was never written")
+
+    def audit_and_upload(*arguments: Any, **options: Any) -> Findings:
+        found = audit(*arguments, **options)
+        assert [item.key for item in found.orphans] == [key]
+        datasets.add(bench.context, TENANT, content, lambda to: store.put_bytes(to, b"new"))
+        return found
+
+    monkeypatch.setattr("common.audit.audit", audit_and_upload)
+    assert collect(bench.context, 0).orphans == [] and store.size(key) > 0
+    assert audit(bench.context).missing == []
+
+
+def test_a_retry_goes_on_although_the_old_job_is_deleted(bench: Bench):
+    failed = bench.submit(steps=10, fault="diverge", fault_at=6, fault_attempts=1)
+    bench.check(), bench.train()
+    with bench.context.write() as session:
+        made = lifecycle.retry(session, TENANT, failed)
+        session.execute(update(JobRow).where(JobRow.id == made).values(epoch=10))
+    removal.remove(bench.context, TENANT, failed)
+    collect(bench.context, 0)
+    bench.check(), bench.train()
+    assert bench.row(made).status == "succeeded" and "checkpoint.refused" not in bench.events(made)
+    assert "job.restored" in bench.events(made)
+    removal.remove(bench.context, TENANT, made)
+    collect(bench.context, 0)
+    assert not [key for key in keys_of(bench) if failed in key or made in key]
+
+
 def test_a_lost_object_is_told(bench: Bench):
     job_id = bench.submit()
     bench.check(), bench.train()
@@ -92,8 +126,6 @@ def test_a_retried_job_goes_on_from_the_old_ones_checkpoints(bench: Bench):
     # The new job's first attempt is its second claim, which the fault's count leaves alone.
     bench.check()
     with bench.context.write() as session:
-        from sqlalchemy import update
-
         session.execute(update(JobRow).where(JobRow.id == made).values(epoch=10))
     bench.train()
     assert bench.row(made).status == "succeeded" and bench.adapter(made) == bench.adapter(quiet)
