@@ -51,6 +51,8 @@ class Hyperparameters(Strict):
     gradient_checkpointing: bool | Annotated[int, Field(ge=1, le=1000)] | Auto = True
     group_by_length: bool | Auto = True
     packing: bool | Literal["bfd", "wrapped"] | Auto = False
+    kernels: Literal["auto", "plain", "fused"] = "auto"
+    max_memory_gib: Annotated[float, Field(gt=0, le=10_000)] | Auto = "auto"
     loss: Literal["all", "completion", "assistant"] | Auto = "auto"
     early_stopping_patience: Annotated[int, Field(ge=0, le=1000)] | Auto = 0
     early_stopping_threshold: Annotated[float, Field(ge=0, le=1000)] | Auto = 0.0

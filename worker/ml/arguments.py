@@ -39,16 +39,21 @@ def sft_config(
     folder: Path,
     seed: int,
     evaluated: bool,
+    fused: bool = False,
 ) -> SFTConfig:
-    """Return the trainer's arguments. Checkpoints go to `folder`; `evaluated`: there are validation rows."""
+    """Return the trainer's arguments. Checkpoints go to `folder`; `evaluated`: there are validation rows.
+
+    Args:
+        fused: the rows of a step come in one batch, which is cut, and whose layers recompute, as memory requires.
+    """
     return SFTConfig(
         output_dir=str(folder),
         num_train_epochs=options.num_train_epochs,
         max_steps=options.max_steps,
         learning_rate=options.learning_rate,
-        per_device_train_batch_size=options.micro_batch,
+        per_device_train_batch_size=options.micro_batch * (options.accumulation if fused else 1),
         per_device_eval_batch_size=options.micro_batch,
-        gradient_accumulation_steps=options.accumulation,
+        gradient_accumulation_steps=1 if fused else options.accumulation,
         max_length=options.max_length,
         packing=options.packing is not None,
         packing_strategy=options.packing or "bfd",
@@ -77,11 +82,13 @@ def sft_config(
         data_seed=seed,
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type == "cuda",
+        # Otherwise each batch waits until the card has done all that came before.
+        accelerator_config={"non_blocking": device.type == "cuda"},
         disable_tqdm=True,
         report_to="none",
         bf16=precision.compute == torch.bfloat16,
         fp16=precision.compute == torch.float16,
-        **_checkpointing(options.checkpointing),
+        **_checkpointing(0 if fused else options.checkpointing),
     )
 
 

@@ -16,6 +16,13 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
+def limit_memory(device: torch.device, most_bytes: int | None) -> None:
+    """Let this process take at most `most_bytes` of the card, None: all of it. More is an out-of-memory error."""
+    if device.type == "cuda":
+        total = torch.cuda.mem_get_info(device)[1]
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (most_bytes or total) / total), device)
+
+
 def peak_bytes(device: torch.device) -> int:
     """Return the most memory held at once, in bytes: reserved on the card, or resident in the process."""
     if device.type == "cuda":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,11 +10,15 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
+from worker.ml.kernels.fused import Fused
+from worker.ml.kernels.layer import Recompute
+from worker.ml.kernels.rows import FlatRows
 from worker.ml.order import EpochOrder
 from worker.ml.render import NO_LOSS
 from worker.ml.score import Score
@@ -31,25 +36,57 @@ class StepFacts:
     trained_tokens: int
 
 
+@dataclass(frozen=True)
+class _Pending:
+    # The sums of a step that has been launched, on their way to the host; `ready` where they come from a card.
+    sums: torch.Tensor
+    ready: torch.cuda.Event | None
+
+
 class Meter:
-    """Adds up the micro-batches of a step on the device, so that a step costs one transfer."""
+    """Adds up the micro-batches of a step on the device; the host need not wait for them before the next step."""
 
     def __init__(self) -> None:
         self._sums: torch.Tensor | None = None
+        self._pending: deque[_Pending] = deque()
 
-    def add(self, loss: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+    def add(self, loss: torch.Tensor, tokens: torch.Tensor | int, trained: torch.Tensor | int) -> None:
         """Count one micro-batch; `loss` is its share of the step's mean."""
-        labels, mask = inputs["labels"], inputs.get("attention_mask")
-        tokens = torch.tensor(labels.numel(), device=loss.device) if mask is None else mask.sum().to(loss.device)
-        trained = (labels[:, 1:] != NO_LOSS).sum().to(loss.device)
-        sums = torch.stack([loss.detach().double(), tokens.double(), trained.double()])
+        values = [_on_device(value, loss.device) for value in (loss.detach(), tokens, trained)]
+        sums = torch.stack(values)
         self._sums = sums if self._sums is None else self._sums + sums
 
-    def take(self) -> StepFacts:
-        """Return the facts of the step that has ended, and begin the next."""
-        loss, tokens, trained = self._sums.tolist() if self._sums is not None else (0.0, 0, 0)
-        self._sums = None
-        return StepFacts(loss, int(tokens), int(trained))
+    def close(self) -> None:
+        """End a step."""
+        sums, self._sums = self._sums, None
+        if sums is None:
+            sums = torch.zeros(3, dtype=torch.float64)
+        ready = None
+        if sums.is_cuda:
+            sums = torch.empty(3, dtype=torch.float64, pin_memory=True).copy_(sums, non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+        self._pending.append(_Pending(sums, ready))
+
+    def settled(self, *, wait: bool) -> list[StepFacts]:
+        """Return the facts of steps that have ended since the last call, in order; `wait` for those under way."""
+        found = []
+        while self._pending:
+            ready = self._pending[0].ready
+            if ready is not None and wait:
+                ready.synchronize()
+            elif ready is not None and not ready.query():
+                break
+            loss, tokens, trained = self._pending.popleft().sums.tolist()
+            found.append(StepFacts(loss, int(tokens), int(trained)))
+        return found
+
+
+def _on_device(value: torch.Tensor | int, device: torch.device) -> torch.Tensor:
+    # A number that is copied to a card makes the host wait for it; one that is filled in there does not.
+    if isinstance(value, int):
+        return torch.full((), value, dtype=torch.float64, device=device)
+    return value.to(device, torch.float64)
 
 
 @dataclass
@@ -89,30 +126,77 @@ class Counters:
         return asdict(self)
 
 
-def checkpointed_layers(model: torch.nn.Module) -> int:
-    """Return the number of layers that recompute their activations."""
-    return sum(
-        isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing for module in model.modules()
-    )
-
-
 class Trainer(SFTTrainer):
-    """The trainer of a job. `order` decides the rows of each epoch."""
+    """The trainer of a job. `order` decides the rows of each epoch; `fused` is the fast path, where it is taken."""
 
-    def __init__(self, *args: Any, order: EpochOrder, **kwargs: Any):
+    def __init__(self, *args: Any, order: EpochOrder, fused: Fused | None = None, **kwargs: Any):
         self._order = order
+        self._fused = fused
         self.meter = Meter()
         self._score = Score()
         super().__init__(*args, **kwargs)
+
+    def checkpointed_layers(self) -> int:
+        """Return the number of layers that recompute their activations in every step."""
+        if self._fused is not None:
+            return sum(way == Recompute.ALL for way in self._fused.least)
+        assert self.model is not None
+        modules = (item for item in self.model.modules() if isinstance(item, GradientCheckpointingLayer))
+        return sum(bool(module.gradient_checkpointing) for module in modules)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches of an epoch; on the fast path each is the rows of a step, end to end."""
+        if self._fused is None:
+            return super().get_train_dataloader()
+        padded, self.data_collator = self.data_collator, FlatRows()
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = padded
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
         return self._order
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Run one micro-batch forward and backward, and count it."""
-        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
-        self.meter.add(loss, inputs)
-        return loss
+        """Run one batch forward and backward, and count it. The fast path cuts it into micro-batches."""
+        if self._fused is None:
+            loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+            labels, mask = inputs["labels"], inputs.get("attention_mask")
+            tokens = labels.numel() if mask is None else mask.sum()
+            self.meter.add(loss, tokens, (labels[:, 1:] != NO_LOSS).sum())
+            return loss
+        losses = []
+        for micro, ways in self._fused.micro_batches(self._prepare_inputs(inputs)):
+            losses.append(super().training_step(model, {"micro": micro, "ways": ways}, *args, **kwargs))
+            self.meter.add(losses[-1], micro.num_tokens, len(micro.targets))
+        return torch.stack(losses).sum()
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Return the mean loss of a batch: per trained token of the whole step, in training."""
+        if self._fused is None or "micro" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        micro = inputs["micro"]
+        found = self._fused.loss(micro, inputs["ways"])
+        # The names, and the means of micro-batches, of TRL; on the device until they are logged.
+        count = max(1, len(micro.targets))
+        self._metrics["train"]["entropy"].append(found.entropy / count)
+        self._metrics["train"]["mean_token_accuracy"].append(found.right / count)
+        self._total_train_tokens += micro.num_tokens
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        items = count if num_items_in_batch is None else torch.as_tensor(num_items_in_batch).clamp(min=1)
+        return found.loss / items
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log the means since the last entry."""
+        for values in self._metrics["train"].values():
+            values[:] = [float(value) for value in values]
+        super().log(logs, *args, **kwargs)
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any

@@ -18,6 +18,9 @@ from worker.ml.base import load_base
 from worker.ml.base_check import BaseFacts, base_check
 from worker.ml.best import Best
 from worker.ml.checkpoint import BadCheckpoint, verify
+from worker.ml.data import sequence_lengths
+from worker.ml.kernels.choice import choose
+from worker.ml.memory import limit_memory
 from worker.ml.module_report import precision_report
 from worker.ml.offload import require_recomputing
 from worker.ml.packing import require_isolation
@@ -29,6 +32,7 @@ from worker.trainer.rows import prepare_rows
 from worker.trainer.run import Run
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers")
+_GIB = 2**30
 # Two texts that a model must not mix up when they are packed into one sequence.
 _PROBES = ("The boats lie in the harbour.", "Snow fell over the hills all night.")
 
@@ -91,6 +95,8 @@ def _take_counters(run: Run, counters: dict[str, Any]) -> None:
 
 
 def _prepare_model(run: Run, facts: BaseFacts) -> None:
+    limit = run.job.hyperparameters.max_memory_gib
+    limit_memory(run.device, None if limit == "auto" else int(limit * _GIB))
     run.precision = choose_precision(run.job, run.device)
     run.optim, replaced = choose_optimizer(run.options.optim, run.device)
     run.tell(*run.precision.choices, *replaced)
@@ -105,6 +111,7 @@ def _prepare_model(run: Run, facts: BaseFacts) -> None:
     set_seed(run.job.seed)
     grown = _grow_vocabulary(run, base.model)
     run.model = base.model if run.job.lora is None else _adapted(run, base.model, run.job.lora, grown=grown)
+    _choose_path(run, offloaded=base.plan is not None)
     run.held = precision_report(
         run.model, run.precision, base.footprint, unquantized=base.unquantized, outside=base.outside
     )
@@ -114,6 +121,21 @@ def _prepare_model(run: Run, facts: BaseFacts) -> None:
         "precision": run.held.model_dump(exclude={"modules"}),
         "optim": run.optim,
     }
+
+
+def _choose_path(run: Run, *, offloaded: bool) -> None:
+    run.fused, choices = choose(
+        run.model,
+        run.job,
+        run.options,
+        run.precision,
+        run.device,
+        sequence_lengths(run.train_rows),
+        offloaded=offloaded,
+        shrink=run.spec.shrink,
+    )
+    run.tell(*choices)
+    run.report["kernels"] = choices[0].data | {"path": choices[0].name.removeprefix("kernels.")}
 
 
 def _grow_vocabulary(run: Run, base: PreTrainedModel) -> bool:

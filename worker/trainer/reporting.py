@@ -27,6 +27,7 @@ class Reporter(TrainerCallback):
         self._trainer = trainer
         self._pace: deque[tuple[int, float]] = deque(maxlen=_WINDOW_STEPS)
         self._begun = time.monotonic()
+        self._spent_s = 0.0
         self._told = 0.0
         self.final = False
 
@@ -44,21 +45,45 @@ class Reporter(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count the step, report progress, and stop the run if its loss or its supervisor says so."""
-        facts, seconds = self._trainer.meter.take(), time.monotonic() - self._begun
-        if not math.isfinite(facts.loss):
-            raise diverged(f"the loss is {facts.loss} at step {state.global_step}")
-        self._run.counters.add(facts, seconds)
-        self._pace.append((facts.tokens, seconds))
+        self._trainer.meter.close()
+        reason = self._run.wishes.reason()
+        due = control.should_log or control.should_save or control.should_evaluate
+        last = control.should_training_stop or state.global_step >= state.max_steps
+        self._settle(state, wait=due or last or reason is not None)
         self._report_progress(state)
         if state.global_step >= state.max_steps:
             control.should_log = True
-        elif reason := self._run.wishes.reason():
+        elif reason is not None:
             self._run.send(Note("run.drained", f"leaving after step {state.global_step}: {reason}"))
             control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Know every step before what an epoch ends with."""
+        self._begun = time.monotonic()
+        self._settle(state, wait=True)
+
+    def _settle(self, state: TrainerState, *, wait: bool) -> None:
+        """Count the steps that the device has done. Nothing is logged or saved while one of them is not known."""
+        settled = self._trainer.meter.settled(wait=wait)
+        now = time.monotonic()
+        self._spent_s, self._begun = self._spent_s + now - self._begun, now
+        for facts in settled:
+            if not math.isfinite(facts.loss):
+                raise diverged(f"the loss is {facts.loss} at step {self._run.counters.steps + 1}")
+            # Steps that ended unseen share the time since.
+            seconds = self._spent_s / len(settled)
+            self._run.counters.add(facts, seconds)
+            self._pace.append((facts.tokens, seconds))
+        if settled:
+            self._spent_s = 0.0
 
     def _report_progress(self, state: TrainerState) -> None:
         now = time.monotonic()
         if now - self._told < _PROGRESS_S and state.global_step < state.max_steps:
+            return
+        if not self._pace:
             return
         self._told = now
         tokens, seconds = map(sum, zip(*self._pace, strict=True))

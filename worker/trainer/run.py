@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from worker.ml.adapters import Factors
     from worker.ml.best import Best
     from worker.ml.checkpoint import Manifest
+    from worker.ml.kernels.fused import Fused
     from worker.ml.options import Choice, Options
     from worker.ml.precision import Precision
     from worker.ml.prompts import Prompt
@@ -58,6 +59,7 @@ class Run:
     prompts: list[Prompt] = field(init=False, default_factory=list)
     model: PeftModel | PreTrainedModel = field(init=False)
     initial: Factors | None = field(init=False, default=None)
+    fused: Fused | None = field(init=False, default=None)
     held: PrecisionRead = field(init=False)
     resumed: Manifest | None = field(init=False, default=None)
     counters: Counters = field(init=False)

@@ -13,7 +13,7 @@ from worker.ml.checkpoint import BadCheckpoint
 from worker.ml.data import sequence_lengths
 from worker.ml.memory import peak_bytes, reset_peak
 from worker.ml.order import EpochOrder
-from worker.ml.sft import Trainer, checkpointed_layers
+from worker.ml.sft import Trainer
 from worker.trainer.epochs import EpochEnds
 from worker.trainer.faults import CRASHED, Drained, classify
 from worker.trainer.keeping import Keeper, take_up
@@ -73,6 +73,7 @@ def build_trainer(run: Run) -> Trainer:
         folder=run.folder / "partial",
         seed=run.job.seed,
         evaluated=run.eval_rows is not None,
+        fused=run.fused is not None,
     )
     with hidden(run.model):
         trainer = Trainer(
@@ -82,6 +83,7 @@ def build_trainer(run: Run) -> Trainer:
             eval_dataset=run.eval_rows,
             processing_class=run.tokenizer,
             order=_order(run),
+            fused=run.fused,
         )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Reporter(run, trainer))
@@ -112,5 +114,5 @@ def _summarize(run: Run) -> None:
         "train_s": round(counters.train_s, 3),
         "tokens_per_s": round(counters.tokens / counters.train_s, 3) if counters.train_s else None,
         "peak_memory_bytes": peak,
-        "checkpointed_layers": checkpointed_layers(run.model),
+        "checkpointed_layers": run.trainer.checkpointed_layers(),
     }

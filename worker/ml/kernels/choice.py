@@ -1,0 +1,134 @@
+"""Decides, once and before training, whether a run takes the fast path, what it may take of the card, and says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from common.schemas.jobs import JobSpec
+from worker.ml.kernels.attention import has_varlen
+from worker.ml.kernels.budget import Ways, bytes_of
+from worker.ml.kernels.cover import NotCovered, decoder_layers, require_covered
+from worker.ml.kernels.fused import Fused
+from worker.ml.kernels.layer import Recompute
+from worker.ml.kernels.operations import has_triton
+from worker.ml.memory import free_bytes
+from worker.ml.options import Choice, Options
+from worker.ml.precision import Precision
+
+_GIB = 2**30
+# Of the memory that may be taken, what is left to fragments and to libraries.
+_SLACK = 0.03
+# Two states, a gradient and a copy of it while it is clipped, in fp32.
+_TRAINED_BYTES = 16
+# What an out-of-memory error leaves of the room that was planned with.
+_SHRUNK = 0.7
+# A step of rows in random order is seldom larger than this many times the mean.
+_LARGE_STEP = 1.3
+
+
+def choose(
+    model: PeftModel | PreTrainedModel,
+    job: JobSpec,
+    options: Options,
+    precision: Precision,
+    device: torch.device,
+    lengths: Sequence[int],
+    *,
+    offloaded: bool,
+    shrink: int,
+) -> tuple[Fused | None, tuple[Choice, ...]]:
+    """Return the fast path for `model`, None for the plain one, and the event that says which and why.
+
+    Args:
+        lengths: tokens of each row.
+        offloaded: some layers wait in host memory.
+        shrink: steps down the out-of-memory ladder.
+    """
+    asked = job.hyperparameters.kernels
+    if asked == "plain":
+        return None, (_plain("it was asked for", asked),)
+    try:
+        _require_device(device, asked)
+        if offloaded:
+            raise NotCovered("layers wait in host memory")
+        if options.neftune_noise_alpha:
+            raise NotCovered("NEFTune scales its noise by the padded length")
+        require_covered(model, precision.compute)
+    except NotCovered as reason:
+        return None, (_plain(str(reason), asked),)
+    assert isinstance(model, PeftModel)
+    return _fused(model, job, options, device, lengths, shrink)
+
+
+def _require_device(device: torch.device, asked: str) -> None:
+    if device.type != "cuda":
+        if asked != "fused":
+            raise NotCovered("there is no CUDA device, and on a CPU it gains nothing")
+        return
+    if not has_varlen() or not has_triton():
+        raise NotCovered("this torch has no variable-length attention, or no Triton")
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        raise NotCovered("the card is older than its attention kernel")
+
+
+def _plain(reason: str, asked: str) -> Choice:
+    level = "warning" if asked == "fused" else "info"
+    return Choice("kernels.plain", f"training runs on the plain path: {reason}", {"reason": reason}, level)
+
+
+def _fused(
+    model: PeftModel, job: JobSpec, options: Options, device: torch.device, lengths: Sequence[int], shrink: int
+) -> tuple[Fused, tuple[Choice, ...]]:
+    base: Any = model.get_base_model()
+    count = len(decoder_layers(base))
+    least = _least(options, count, automatic=job.hyperparameters.gradient_checkpointing == "auto" and not shrink)
+    path = Fused(model, least=least, room=_room(model, job, device, shrink))
+    step = int(sum(lengths) / max(1, len(lengths)) * options.micro_batch * options.accumulation * _LARGE_STEP)
+    if path.room is not None and job.method == "qlora":
+        dense = sum(group.num_weights for parts in path.layers for group in parts.groups) * 2
+        left = path.room - dense
+        # A copy in 16 bit pays only where it costs no recomputing.
+        if bytes_of(step, (Recompute.NOTHING,) * count, path.costs) <= left:
+            path.keep_dense()
+            path.room = left
+    return path, (_told(path, step),)
+
+
+def _least(options: Options, count: int, *, automatic: bool) -> Ways:
+    every = 0 if automatic else options.checkpointing
+    return tuple(Recompute.ALL if every and index % every == 0 else Recompute.NOTHING for index in range(count))
+
+
+def _room(model: torch.nn.Module, job: JobSpec, device: torch.device, shrink: int) -> int | None:
+    if device.type != "cuda":
+        return None
+    torch.cuda.empty_cache()
+    held = torch.cuda.memory_allocated(device)
+    most = held + free_bytes(device)
+    if job.hyperparameters.max_memory_gib != "auto":
+        most = min(most, int(job.hyperparameters.max_memory_gib * _GIB))
+    trained = sum(item.numel() for item in model.parameters() if item.requires_grad) * _TRAINED_BYTES
+    room = most * (1 - _SLACK) - held - trained
+    return max(0, int(room * _SHRUNK**shrink))
+
+
+def _told(path: Fused, step: int) -> Choice:
+    ways = path.plan([step]).ways[0]
+    counts = {way.name.lower(): ways.count(way) for way in Recompute}
+    room = "as they like" if path.room is None else f"{path.room / _GIB:.1f} GiB"
+    data = {"parts": list(PARTS), "resident": path.resident, "room_bytes": path.room, "step_tokens": step,
+            "layers": counts}  # fmt: skip
+    message = (
+        f"training runs on fused layers, without padding; activations may take {room}; a step of {step:,} tokens "
+        f"recomputes everything in {counts['all']} layers, the MLP in {counts['mlp']}"
+        f"{'; the base is held in 16 bit too' if path.resident else ''}"
+    )
+    return Choice("kernels.fused", message, data)
+
+
+PARTS = ("attention", "layers", "loss", "rows")

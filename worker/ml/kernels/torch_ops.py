@@ -1,0 +1,133 @@
+"""What a fused layer computes between its matrix products, in plain torch.
+
+The twin of `triton_ops`: the CPU runs these, and the card's versions are tested against them. Rows are tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+
+_WORD = 0xFFFFFFFF
+# The constants of MurmurHash3's finaliser and of Fibonacci hashing; `triton_ops` has the same.
+_SPREAD, _FIRST, _SECOND, _NEXT = 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35, 0x3C6EF372
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `x` [tokens, hidden] normed and scaled, and the reciprocal of each row's norm in fp32 [tokens]."""
+    wide = x.float()
+    scale = torch.rsqrt(wide.pow(2).mean(-1) + eps)
+    return weight * (wide * scale[:, None]).to(x.dtype), scale
+
+
+def add_rms_norm(
+    x: torch.Tensor, other: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return `x + other`, and what `rms_norm` makes of it."""
+    total = x + other
+    return total, *rms_norm(total, weight, eps)
+
+
+def apply_norm(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return what `rms_norm` returned for `x`, from the scale that it found."""
+    return weight * (x.float() * scale[:, None]).to(x.dtype)
+
+
+def rms_norm_grad(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, residual: torch.Tensor
+) -> torch.Tensor:
+    """Return the gradient of `rms_norm` with regard to `x`, plus `residual`."""
+    normed = x.float() * scale[:, None]
+    inner = grad.float() * weight.float()
+    inner = inner - normed * (inner * normed).mean(-1, keepdim=True)
+    return (inner * scale[:, None] + residual.float()).to(x.dtype)
+
+
+def rotate(
+    source: torch.Tensor, target: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, back: bool = False
+) -> None:
+    """Write `source` [tokens, heads, size], its positions turned into angles, to `target`; `back`: the transpose."""
+    half = source.shape[-1] // 2
+    first, second = source[..., :half].float(), source[..., half:].float()
+    (cos1, cos2), (sin1, sin2) = ((part[:, None].float().chunk(2, -1)) for part in (cos, sin))
+    if back:
+        turned = first * cos1 + second * sin2, second * cos2 - first * sin1
+    else:
+        turned = first * cos1 - second * sin1, second * cos2 + first * sin2
+    target.copy_(torch.cat(turned, -1))
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """Return silu(gate) * up for `gate_up` [tokens, 2 * inner]."""
+    gate, up = gate_up.chunk(2, -1)
+    return torch.nn.functional.silu(gate) * up
+
+
+def swiglu_grad(grad: torch.Tensor, gate_up: torch.Tensor, *, wanted: bool) -> torch.Tensor | None:
+    """Overwrite `gate_up` with its gradient, and return what `swiglu` made of it if that is `wanted`."""
+    gate, up = gate_up.chunk(2, -1)
+    wide, outer = gate.float(), grad.float()
+    sigmoid = torch.sigmoid(wide)
+    silu = wide * sigmoid
+    made = torch.nn.functional.silu(gate) * up if wanted else None
+    inner = outer * up.float() * sigmoid * (1 + wide * (1 - sigmoid))
+    up.copy_(outer * silu)
+    gate.copy_(inner)
+    return made
+
+
+def cross_entropy_grad(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return each row's loss, entropy and whether the target is its likeliest token, all fp32 [tokens].
+
+    `logits` [tokens, vocabulary] are overwritten with the gradient of each row's own loss.
+    """
+    wide = logits.float()
+    logs = torch.log_softmax(wide, -1)
+    chances = logs.exp()
+    found = logs.gather(-1, targets[:, None])[:, 0]
+    entropy = -(chances * logs).sum(-1)
+    right = (wide.argmax(-1) == targets).float()
+    chances.scatter_add_(-1, targets[:, None], torch.full_like(found, -1)[:, None])
+    logits.copy_(chances)
+    return -found, entropy, right
+
+
+def kept(seed: int, index: int, rows: int, columns: int, p: float, device: torch.device) -> torch.Tensor:
+    """Return which elements of [rows, columns] dropout leaves, as a function of the seed and the adapter's index."""
+    key = (seed + index * _NEXT) & _WORD
+    word = torch.arange(rows * columns, device=device) * _SPREAD & _WORD ^ key
+    word = ((word ^ word >> 16) * _FIRST + key) & _WORD
+    word = ((word ^ word >> 13) * _SECOND) & _WORD
+    return ((word ^ word >> 16) >= threshold(p)).view(rows, columns)
+
+
+def threshold(p: float) -> int:
+    """Return the 32-bit word below which an element is dropped."""
+    return min(round(p * 2**32), _WORD)
+
+
+def down(x: torch.Tensor, a: torch.Tensor, rank: int, seed: int, p: float) -> torch.Tensor:
+    """Return [tokens, adapters * rank]: each adapter's dropout of `x` times its A; `a` is [adapters * rank, inputs]."""
+    if p == 0:
+        return x @ a.T
+    return torch.cat([_dropped(x, seed, i, p) @ part.T for i, part in enumerate(a.split(rank))], -1)
+
+
+def down_grad(grad: torch.Tensor, x: torch.Tensor, rank: int, seed: int, p: float) -> torch.Tensor:
+    """Return the gradient of `down` with regard to `a`."""
+    if p == 0:
+        return grad.T @ x
+    parts = grad.split(rank, -1)
+    return torch.cat([part.T @ _dropped(x, seed, i, p) for i, part in enumerate(parts)])
+
+
+def add_up(target: torch.Tensor, grad: torch.Tensor, a: torch.Tensor, rank: int, seed: int, p: float) -> None:
+    """Add the gradient of `down` with regard to `x` to `target`."""
+    if p == 0:
+        target.addmm_(grad, a)
+        return
+    for i, (part, factor) in enumerate(zip(grad.split(rank, -1), a.split(rank), strict=True)):
+        target += _dropped(part @ factor, seed, i, p)
+
+
+def _dropped(x: torch.Tensor, seed: int, index: int, p: float) -> torch.Tensor:
+    return x * kept(seed, index, *x.shape, p, x.device) / (1 - p)
