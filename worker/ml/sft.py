@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -166,8 +167,9 @@ class Trainer(SFTTrainer):
             self.meter.add(loss, tokens, (labels[:, 1:] != NO_LOSS).sum())
             return loss
         losses = []
-        for micro, ways in self._fused.micro_batches(self._prepare_inputs(inputs)):
-            losses.append(super().training_step(model, {"micro": micro, "ways": ways}, *args, **kwargs))
+        for index, (micro, ways) in enumerate(self._fused.micro_batches(self._prepare_inputs(inputs))):
+            part = {"micro": micro, "ways": ways, "index": index}
+            losses.append(super().training_step(model, part, *args, **kwargs))
             self.meter.add(losses[-1], micro.num_tokens, len(micro.targets))
         return torch.stack(losses).sum()
 
@@ -182,7 +184,9 @@ class Trainer(SFTTrainer):
         if self._fused is None or "micro" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         micro = inputs["micro"]
-        found = self._fused.loss(micro, inputs["ways"])
+        # Of the step and the micro-batch alone, so that a resumed run drops what the one before would have.
+        seed = Random(f"{self.args.seed}/{self.state.global_step}/{inputs['index']}").getrandbits(31)
+        found = self._fused.loss(micro, inputs["ways"], seed)
         # The names, and the means of micro-batches, of TRL; on the device until they are logged.
         count = max(1, len(micro.targets))
         self._metrics["train"]["entropy"].append(found.entropy / count)

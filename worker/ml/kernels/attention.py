@@ -1,22 +1,16 @@
 """Attention over rows that lie end to end without padding, each seeing itself alone.
 
-On a card torch's own variable-length kernel computes it; elsewhere one product for each row. `register` makes the same
-known to transformers, for the architectures whose layers are not fused.
+On a card torch's own kernel for rows of various lengths computes it; elsewhere one product for each row. The kernel is
+called below `varlen_attn`, torch's public door to it: that costs the host as much time as all products of a layer.
 """
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
-
-NAME = "tunery_varlen"
 
 
 @dataclass(frozen=True)
@@ -28,32 +22,47 @@ class Spans:
     longest: int
 
 
-def has_varlen() -> bool:
-    """Return whether this torch has the kernel."""
-    try:
-        from torch.nn.attention import varlen  # noqa: F401
-    except ImportError:
-        return False
-    return True
+@dataclass(frozen=True)
+class Attended:
+    """The output [tokens, heads, size] of causal attention of each row to itself, and what its gradient needs."""
+
+    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    out: torch.Tensor
+    spans: Spans
+    scale: float
+    kept: tuple[Any, ...]
+
+    def grad(self, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the gradients of query, key and value."""
+        if not self.out.is_cuda:
+            leaves, made = self.kept
+            return torch.autograd.grad(made, leaves, grad)  # type: ignore[return-value]
+        starts, longest = self.spans.starts, self.spans.longest
+        log_sums, *random = self.kept
+        found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = torch.ops.aten._flash_attention_backward(
+            grad, *self.rows, self.out, log_sums, starts, starts, longest, longest, 0.0, True, *random, scale=self.scale
+        )
+        return found
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: Spans, scale: float) -> torch.Tensor:
-    """Return causal attention [tokens, heads, size] of each row to itself; `key` and `value` may have fewer heads."""
-    if query.device.type == "cuda":
-        return _on_card(query, key, value, spans, scale)
-    return row_by_row(query, key, value, spans, scale)
+def has_kernel() -> bool:
+    """Return whether this torch has the card's kernel."""
+    return hasattr(torch.ops.aten, "_flash_attention_forward") and torch.backends.cuda.is_flash_attention_available()
 
 
-def _on_card(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: Spans, scale: float) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    known = inspect.signature(varlen_attn).parameters
-    # torch 2.11 has neither name for what later versions want to be told.
-    options: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if "enable_gqa" in known else {}
-    options |= {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: Spans, scale: float) -> Attended:
+    """Return the attention of `query`, and of `key` and `value`, which may have fewer heads."""
+    rows = query, key, value
+    if not query.is_cuda:
+        with torch.enable_grad():
+            leaves = tuple(part.detach().requires_grad_() for part in rows)
+            made = row_by_row(*leaves, spans, scale)
+        return Attended(rows, made.detach(), spans, scale, (leaves, made))
     starts, longest = spans.starts, spans.longest
-    out: torch.Tensor = varlen_attn(query, key, value, starts, starts, longest, longest, scale=scale, **options)
-    return out
+    out, log_sums, *random, _ = torch.ops.aten._flash_attention_forward(
+        *rows, starts, starts, longest, longest, 0.0, True, False, scale=scale
+    )
+    return Attended(rows, out, spans, scale, (log_sums, *random))
 
 
 def row_by_row(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: Spans, scale: float) -> torch.Tensor:
@@ -66,29 +75,3 @@ def row_by_row(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, span
         )
         made.append(out[0].transpose(0, 1))
     return torch.cat(made)
-
-
-def register() -> None:
-    """Tell transformers of this attention, under `NAME`."""
-    AttentionInterface.register(NAME, _interface)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
-def _interface(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    spans: Spans | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    # query [1, heads, tokens, size]. Padded rows, as in an evaluation or in generation, come with a mask instead.
-    if spans is not None:
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        rows = (part[0].transpose(0, 1) for part in (query, key, value))
-        return attend(*rows, spans, scale)[None], None
-    if module.training and torch.is_grad_enabled():
-        raise RuntimeError(f"{NAME}: no row bounds came with the batch, so rows would see each other")
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)

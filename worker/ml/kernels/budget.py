@@ -13,7 +13,9 @@ from worker.ml.kernels.rows import group_rows
 Ways = tuple[Recompute, ...]
 
 # What a pass over the weights costs besides its products (dequantising them, twice), in tokens' worth of products.
-_PASS_TOKENS = 320
+_PASS_TOKENS = 400
+# The host needs about as long to launch a pass as the card for so many tokens; fewer are no faster.
+_LEAST_TOKENS = 2600
 # Of the forward products of a layer, the part that recomputing its MLP's gate and up repeats, and the whole.
 _REPEATED = {Recompute.NOTHING: 0.0, Recompute.MLP: 0.54, Recompute.ALL: 0.73}
 
@@ -27,6 +29,7 @@ class Costs:
     working: int
     fixed: int
     pass_tokens: int = _PASS_TOKENS
+    least_tokens: int = _LEAST_TOKENS
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,9 @@ def plan_step(lengths: list[int], costs: Costs, room: int, least: Ways) -> StepP
         sizes = group_rows(lengths, max(max(lengths), -(-total // count)))
         tokens = _tokens(lengths, sizes)
         ways = [layer_ways(number, costs, room, least) for number in tokens]
-        spent = costs.pass_tokens * len(sizes) + sum(
-            number * sum(_REPEATED[way] for way in chosen) / costs.layers / 2
+        spent = sum(
+            max(costs.least_tokens, number * (1 + sum(_REPEATED[way] for way in chosen) / costs.layers / 2))
+            + costs.pass_tokens
             for number, chosen in zip(tokens, ways, strict=True)
         )
         # Where nothing fits, the most pieces are the best that there is.

@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from common.schemas.jobs import JobSpec
-from worker.ml.kernels.attention import has_varlen
+from worker.ml.kernels.attention import has_kernel
 from worker.ml.kernels.budget import Ways, bytes_of
 from worker.ml.kernels.cover import NotCovered, decoder_layers, require_covered
 from worker.ml.kernels.fused import Fused
@@ -70,8 +70,8 @@ def _require_device(device: torch.device, asked: str) -> None:
         if asked != "fused":
             raise NotCovered("there is no CUDA device, and on a CPU it gains nothing")
         return
-    if not has_varlen() or not has_triton():
-        raise NotCovered("this torch has no variable-length attention, or no Triton")
+    if not has_kernel() or not has_triton():
+        raise NotCovered("this torch has no attention kernel for such rows, or no Triton")
     if torch.cuda.get_device_capability(device) < (8, 0):
         raise NotCovered("the card is older than its attention kernel")
 

@@ -52,8 +52,14 @@ class Fused:
         self.layers = [parts_of(layer, eps=config.rms_norm_eps) for layer in decoder_layers(base)]
         self.least, self.room, self.resident = least, room, False
         self.costs = costs(self.layers, self._head)
-        for index, (layer, parts) in enumerate(zip(decoder_layers(base), self.layers, strict=True)):
+        self._patched = decoder_layers(base)
+        for index, (layer, parts) in enumerate(zip(self._patched, self.layers, strict=True)):
             layer.forward = partial(self._forward, index, parts, layer.forward)
+
+    def restore(self) -> None:
+        """Give the layers their own forward pass back: for a base that the next job uses."""
+        for layer in self._patched:
+            layer.forward = layer.forward.args[2]
 
     def keep_dense(self) -> None:
         """Hold the dequantised base from now on."""
@@ -73,10 +79,8 @@ class Fused:
         plan = self.plan([after - before for before, after in pairwise(bounds)])
         yield from zip(cut(batch, plan.sizes), plan.ways, strict=True)
 
-    def loss(self, micro: MicroBatch, ways: Ways) -> Loss:
-        """Return the sums over the trained tokens of `micro`."""
-        # From the CPU's generator, whose state is in every checkpoint.
-        seed = int(torch.randint(2**31 - 1, ()))
+    def loss(self, micro: MicroBatch, ways: Ways, seed: int) -> Loss:
+        """Return the sums over the trained tokens of `micro`; `seed` decides what dropout drops."""
         with self._under_way(Pass(micro.spans, ways, seed)):
             # A mask of four dimensions is taken as it is: transformers builds none, and does not wait for the device.
             unused = torch.empty(1, 1, 1, 1, device=micro.tokens.device)
@@ -115,6 +119,6 @@ def costs(layers: list[Parts], head: torch.Tensor) -> Costs:
         layers=len(layers),
         kept={Recompute.NOTHING: everything, Recompute.MLP: everything - size * 2 * inner,
               Recompute.ALL: size * hidden},
-        working=size * (2 * inner + 8 * hidden),
-        fixed=size * (max(group.num_weights for group in parts.groups) * 2 + 2 * _HEAD_TOKENS * head.shape[0]),
+        working=size * (inner + 8 * hidden),
+        fixed=size * (max(group.num_weights for group in parts.groups) + _HEAD_TOKENS * head.shape[0]),
     )  # fmt: skip

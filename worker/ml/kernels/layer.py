@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from worker.ml.kernels.attention import Spans, attend
+from worker.ml.kernels.attention import Attended, Spans, attend
 from worker.ml.kernels.linear import Group
 from worker.ml.kernels.operations import Operations
 
@@ -86,8 +86,7 @@ class _Kept:
     # What the first half of a layer leaves for its backward pass.
     first_scale: torch.Tensor
     qkv_low: torch.Tensor | None
-    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    attended: torch.Tensor
+    attended: Attended
     out_low: torch.Tensor | None
     middle: torch.Tensor
     second_scale: torch.Tensor
@@ -136,16 +135,14 @@ def _first_half(call: Call, x: torch.Tensor, factors: tuple[torch.Tensor, ...]) 
     of_qkv, of_out, _, _ = call.split(factors)
     normed, first_scale = ops.rms_norm(x, parts.first_norm, parts.eps)
     joined, qkv_low = parts.qkv.forward(ops, normed, parts.qkv.weight(), of_qkv, call.seed_of(0))
-    rows = _heads(parts, joined)
-    for part in rows[:2]:
-        ops.rotate(part, part, call.cos, call.sin)
-    with torch.enable_grad():
-        leaves = tuple(part.detach().requires_grad_() for part in rows)
-        attended = attend(*leaves, call.spans, parts.scale)
-    flat = attended.detach().view(len(x), -1)
+    rows = joined.view(len(x), -1, parts.head_size)
+    turned = parts.heads + parts.kv_heads
+    ops.rotate(rows[:, :turned], call.cos, call.sin)
+    attended = attend(rows[:, : parts.heads], rows[:, parts.heads : turned], rows[:, turned:], call.spans, parts.scale)
+    flat = attended.out.view(len(x), -1)
     added, out_low = parts.out.forward(ops, flat, parts.out.weight(), of_out, call.seed_of(1))
     middle, normed, second_scale = ops.add_rms_norm(x, added, parts.second_norm, parts.eps)
-    return _Kept(first_scale, qkv_low, leaves, attended, out_low, middle, second_scale), normed
+    return _Kept(first_scale, qkv_low, attended, out_low, middle, second_scale), normed
 
 
 def _second_half(call: Call, kept: _Kept, normed: torch.Tensor, factors: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -209,16 +206,13 @@ def _first_half_grad(
     """Return the gradient of the layer's input if that is `wanted`, and those of the attention's factors."""
     parts, ops = call.parts, call.ops
     of_qkv, of_out, _, _ = call.split(factors)
-    flat = kept.attended.detach().view(len(x), -1)
+    flat = kept.attended.out.view(len(x), -1)
     low = parts.out.low_grad(grad, of_out)
     out_grads = parts.out.factor_grads(ops, grad, low, flat, kept.out_low, call.seed_of(1))
     flat_grad = parts.out.input_grad(ops, grad, low, parts.out.weight(), of_out, call.seed_of(1))
-    turned = torch.autograd.grad(kept.attended, kept.rows, flat_grad.view_as(kept.attended))
+    turned = kept.attended.grad(flat_grad.view_as(kept.attended.out))
     joined = x.new_empty(len(x), sum(parts.qkv.sizes))
-    targets = _heads(parts, joined)
-    for source, target in zip(turned[:2], targets[:2], strict=True):
-        ops.rotate(source, target, call.cos, call.sin, back=True)
-    targets[2].copy_(turned[2])
+    ops.rotate_back(turned, joined.view(len(x), -1, parts.head_size), call.cos, call.sin)
     del turned, flat_grad, flat
     low = parts.qkv.low_grad(joined, of_qkv)
     qkv_grads: list[torch.Tensor] = []
@@ -230,10 +224,3 @@ def _first_half_grad(
         return None, [*qkv_grads, *out_grads]
     normed_grad = parts.qkv.input_grad(ops, joined, low, parts.qkv.weight(), of_qkv, call.seed_of(0))
     return ops.rms_norm_grad(normed_grad, x, parts.first_norm, kept.first_scale, grad), [*qkv_grads, *out_grads]
-
-
-def _heads(parts: Parts, joined: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return views of query, key and value [tokens, heads, size] in `joined`."""
-    rows = joined.view(len(joined), -1, parts.head_size)
-    middle = parts.heads + parts.kv_heads
-    return rows[:, : parts.heads], rows[:, parts.heads : middle], rows[:, middle:]

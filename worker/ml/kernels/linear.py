@@ -7,12 +7,13 @@ with its A, `rank` wide; the input is the caller's, who may keep or recompute it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from peft.tuners.lora import LoraLayer
 
+from worker.ml.kernels.four_bit import FourBit
 from worker.ml.kernels.operations import Operations
 
 Factors = tuple[torch.Tensor, ...]
@@ -20,12 +21,23 @@ Factors = tuple[torch.Tensor, ...]
 
 @dataclass(frozen=True)
 class Adapter:
-    """One LoRA adapter: its matrices, its scale, and the share of the input that dropout drops."""
+    """One LoRA adapter: its layer and name there, its scale, and the share of the input that dropout drops."""
 
-    a: torch.nn.Parameter  # [rank, inputs]
-    b: torch.nn.Parameter  # [outputs, rank]
+    layer: LoraLayer
+    name: str
     scale: float
     dropout: float
+
+    # Looked up each time: loading a checkpoint puts other parameters in their place.
+    @property
+    def a(self) -> torch.Tensor:
+        """The first matrix [rank, inputs]."""
+        return cast(torch.Tensor, self.layer.lora_A[self.name].weight)
+
+    @property
+    def b(self) -> torch.Tensor:
+        """The second matrix [outputs, rank]."""
+        return cast(torch.Tensor, self.layer.lora_B[self.name].weight)
 
 
 class Group:
@@ -44,7 +56,9 @@ class Group:
         self.dropout = self.adapters[0].dropout if self.adapters else 0.0
         self._dense: torch.Tensor | None = None
         self._bias = _joined_bias(self._bases)
-        if not isinstance(self._bases[0], Linear4bit):
+        quantized = [base for base in self._bases if isinstance(base, Linear4bit)]
+        self._four_bit = FourBit(quantized) if quantized else None
+        if self._four_bit is None:
             self._join()
 
     @property
@@ -54,7 +68,10 @@ class Group:
 
     def weight(self) -> torch.Tensor:
         """Return the frozen weights as one matrix [outputs, inputs]."""
-        return self._dequantized() if self._dense is None else self._dense
+        if self._dense is not None:
+            return self._dense
+        assert self._four_bit is not None
+        return self._four_bit.dense()
 
     def keep_dense(self) -> None:
         """Hold the dequantised weights from now on, beside the 4-bit ones, which evaluation reads."""
@@ -70,16 +87,6 @@ class Group:
         self._dense = torch.cat([base.weight.data for base in self._bases])
         for base, part in zip(self._bases, self._dense.split(self.sizes), strict=True):
             base.weight.data = part
-
-    def _dequantized(self) -> torch.Tensor:
-        first = self._bases[0].weight.quant_state
-        whole = torch.empty(sum(self.sizes), self._inputs, dtype=first.dtype, device=self._bases[0].weight.device)
-        for base, part in zip(self._bases, whole.split(self.sizes), strict=True):
-            if whole.is_cuda:
-                dequantize_4bit(base.weight.data, base.weight.quant_state, out=part)
-            else:  # bitsandbytes 0.50 takes no output on the CPU
-                part.copy_(dequantize_4bit(base.weight.data, base.weight.quant_state))
-        return whole
 
     def cast(self, factors: Factors, dtype: torch.dtype) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Return every A as one matrix [adapters * rank, inputs] and every B, in `dtype`."""
@@ -151,9 +158,7 @@ def adapter_of(layer: torch.nn.Module) -> Adapter | None:
     (name,) = layer.active_adapters
     dropout = layer.lora_dropout[name]
     share = float(dropout.p) if isinstance(dropout, torch.nn.Dropout) else 0.0
-    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-    assert isinstance(a, torch.nn.Parameter) and isinstance(b, torch.nn.Parameter)
-    return Adapter(a, b, float(layer.scaling[name]), share)
+    return Adapter(layer, name, float(layer.scaling[name]), share)
 
 
 def _joined_bias(bases: list[torch.nn.Linear]) -> torch.Tensor | None:

@@ -13,6 +13,15 @@ from worker.ml.kernels import torch_ops
 class Operations(Protocol):
     """The functions of `torch_ops`, which documents them."""
 
+    def dequantize(
+        self,
+        packed: torch.Tensor,
+        scales: torch.Tensor,
+        code: torch.Tensor,
+        outer: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+    ) -> torch.Tensor: ...
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]: ...
     def add_rms_norm(
         self, x: torch.Tensor, other: torch.Tensor, weight: torch.Tensor, eps: float
@@ -26,8 +35,9 @@ class Operations(Protocol):
         scale: torch.Tensor,
         residual: torch.Tensor,
     ) -> torch.Tensor: ...
-    def rotate(
-        self, source: torch.Tensor, target: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, back: bool = False
+    def rotate(self, rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None: ...
+    def rotate_back(
+        self, sources: tuple[torch.Tensor, ...], target: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> None: ...
     def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor: ...
     def swiglu_grad(self, grad: torch.Tensor, gate_up: torch.Tensor, *, wanted: bool) -> torch.Tensor | None: ...

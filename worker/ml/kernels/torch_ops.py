@@ -5,6 +5,8 @@ The twin of `triton_ops`: the CPU runs these, and the card's versions are tested
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 _WORD = 0xFFFFFFFF
@@ -42,18 +44,49 @@ def rms_norm_grad(
     return (inner * scale[:, None] + residual.float()).to(x.dtype)
 
 
-def rotate(
-    source: torch.Tensor, target: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, back: bool = False
-) -> None:
-    """Write `source` [tokens, heads, size], its positions turned into angles, to `target`; `back`: the transpose."""
-    half = source.shape[-1] // 2
-    first, second = source[..., :half].float(), source[..., half:].float()
-    (cos1, cos2), (sin1, sin2) = ((part[:, None].float().chunk(2, -1)) for part in (cos, sin))
-    if back:
-        turned = first * cos1 + second * sin2, second * cos2 - first * sin1
-    else:
-        turned = first * cos1 - second * sin1, second * cos2 + first * sin2
-    target.copy_(torch.cat(turned, -1))
+def dequantize(
+    packed: torch.Tensor,
+    scales: torch.Tensor,
+    code: torch.Tensor,
+    outer: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Return the weights of `shape` that `packed` holds two to a byte, each an index into `code`, in `dtype`.
+
+    Args:
+        scales: of each 64 weights; or an index into the first of `outer`, to be multiplied by the second of `outer`
+            and added to its third, of each 256 scales.
+    """
+    if outer is not None:
+        table, factors, offsets = outer
+        inner = table[scales.int()].view(len(factors), -1)
+        scales = (inner * factors[:, None] + offsets[:, None]).flatten()
+    halves = torch.stack([packed >> 4, packed & 15], -1).view(len(scales), -1)
+    return (code[halves.int()] * scales[:, None]).to(dtype).view(shape)
+
+
+def rotate(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    """Turn `rows` [tokens, heads, size] by the angles of their positions, in place."""
+    first, second, (cos1, cos2), (sin1, sin2) = _halves(rows, cos, sin)
+    rows.copy_(torch.cat([first * cos1 - second * sin1, second * cos2 + first * sin2], -1))
+
+
+def rotate_back(sources: tuple[torch.Tensor, ...], target: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    """Write the gradients of query, key and value, before `rotate` turned the first two, side by side to `target`."""
+    at = 0
+    for index, source in enumerate(sources):
+        turned = source
+        if index < 2:
+            first, second, (cos1, cos2), (sin1, sin2) = _halves(source, cos, sin)
+            turned = torch.cat([first * cos1 + second * sin2, second * cos2 - first * sin1], -1)
+        target[:, at : at + source.shape[1]].copy_(turned)
+        at += source.shape[1]
+
+
+def _halves(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[Any, ...]:
+    first, second = rows.float().chunk(2, -1)
+    return first, second, *(part[:, None].float().chunk(2, -1) for part in (cos, sin))
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:

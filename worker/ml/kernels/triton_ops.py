@@ -91,37 +91,99 @@ def rms_norm_grad(grad, x, weight, scale, residual):
 
 
 @triton.jit
-def _rotate(
-    source, target, cos, sin, heads, from_row, from_head, to_row, to_head,
-    SIZE: tl.constexpr, BACK: tl.constexpr, HEADS: tl.constexpr,
+def _dequantize(
+    packed, scales, code, table, factors, offsets, out, blocks,
+    NESTED: tl.constexpr, HALF: tl.constexpr, OUTER: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    head = tl.arange(0, HEADS)[:, None]
-    at = tl.arange(0, SIZE // 2)[None, :]
-    inside = (head < heads) & (at < SIZE // 2)
-    angle = row * SIZE + at
-    cos1, cos2 = tl.load(cos + angle).to(tl.float32), tl.load(cos + angle + SIZE // 2).to(tl.float32)
-    sin1, sin2 = tl.load(sin + angle).to(tl.float32), tl.load(sin + angle + SIZE // 2).to(tl.float32)
-    place = source + row * from_row + head * from_head + at
-    one = tl.load(place, inside, 0.0)
-    first, second = one.to(tl.float32), tl.load(place + SIZE // 2, inside, 0.0).to(tl.float32)
+    block = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)
+    inside = block < blocks
+    scale = tl.load(scales + block, inside, 0)
+    if NESTED:
+        inner = tl.load(table + scale.to(tl.int32), inside, 0.0)
+        scale = inner * tl.load(factors + block // OUTER, inside, 0.0) + tl.load(offsets + block // OUTER, inside, 0.0)
+    at = block.to(tl.int64)[:, None] * HALF + tl.arange(0, HALF)[None, :]
+    both = tl.load(packed + at, inside[:, None], 0).to(tl.int32)
+    first = (tl.load(code + (both >> 4)) * scale[:, None]).to(out.dtype.element_ty)
+    second = (tl.load(code + (both & 15)) * scale[:, None]).to(out.dtype.element_ty)
+    # Two neighbours are stored as one word.
+    word = first.to(tl.uint16, bitcast=True).to(tl.uint32) | (second.to(tl.uint16, bitcast=True).to(tl.uint32) << 16)
+    tl.store(out.to(tl.pointer_type(tl.uint32)) + at, word, inside[:, None])
+
+
+def dequantize(packed, scales, code, outer, shape, dtype):
+    out = torch.empty(shape, dtype=dtype, device=packed.device)
+    table, factors, offsets = outer or (code, code, code)
+    _dequantize[(triton.cdiv(len(scales), 64),)](
+        packed, scales, code, table, factors, offsets, out, len(scales),
+        outer is not None, 32, 256, 64, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _turn(source, target, angles, inside, SIZE: tl.constexpr, BACK: tl.constexpr):
+    cos1, cos2, sin1, sin2 = angles
+    one = tl.load(source, inside, 0.0)
+    first, second = one.to(tl.float32), tl.load(source + SIZE // 2, inside, 0.0).to(tl.float32)
     if BACK:
         left, right = first * cos1 + second * sin2, second * cos2 - first * sin1
     else:
         left, right = first * cos1 - second * sin1, second * cos2 + first * sin2
-    place = target + row * to_row + head * to_head + at
-    tl.store(place, left.to(one.dtype), inside)
-    tl.store(place + SIZE // 2, right.to(one.dtype), inside)
+    tl.store(target, left.to(one.dtype), inside)
+    tl.store(target + SIZE // 2, right.to(one.dtype), inside)
 
 
-def rotate(source, target, cos, sin, *, back=False):
-    rows, heads, size = source.shape
+@triton.jit
+def _angles(cos, sin, place, SIZE: tl.constexpr):
+    half = SIZE // 2
+    return (tl.load(cos + place).to(tl.float32), tl.load(cos + place + half).to(tl.float32),
+            tl.load(sin + place).to(tl.float32), tl.load(sin + place + half).to(tl.float32))  # fmt: skip
+
+
+@triton.jit
+def _rotate(rows, cos, sin, heads, stride, SIZE: tl.constexpr, HEADS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
+    at = tl.arange(0, SIZE // 2)[None, :]
+    place = rows + row * stride + head * SIZE + at
+    _turn(place, place, _angles(cos, sin, row * SIZE + at, SIZE), head < heads, SIZE, False)
+
+
+def rotate(rows, cos, sin):
+    count, heads, size = rows.shape
     if size & (size - 1):
-        torch_ops.rotate(source, target, cos, sin, back=back)
+        torch_ops.rotate(rows, cos, sin)
         return
-    block = triton.next_power_of_2(heads)
-    _rotate[(rows,)](source, target, cos, sin, heads, source.stride(0), source.stride(1), target.stride(0),
-                     target.stride(1), size, back, block, num_warps=4)  # fmt: skip
+    _rotate[(count, triton.cdiv(heads, 8))](rows, cos, sin, heads, rows.stride(0), size, 8, num_warps=2)
+
+
+@triton.jit
+def _rotate_back(query, key, value, target, cos, sin, heads, kv_heads, SIZE: tl.constexpr, HEADS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
+    at = tl.arange(0, SIZE // 2)[None, :]
+    whole = heads + 2 * kv_heads
+    angles = _angles(cos, sin, row * SIZE + at, SIZE)
+    place = target + (row * whole + head) * SIZE + at
+    _turn(query + (row * heads + head) * SIZE + at, place, angles, head < heads, SIZE, True)
+    inner = head - heads
+    inside = (inner >= 0) & (inner < kv_heads)
+    _turn(key + (row * kv_heads + inner) * SIZE + at, place, angles, inside, SIZE, True)
+    inner = head - heads - kv_heads
+    inside = (inner >= 0) & (head < whole)
+    source = value + (row * kv_heads + inner) * SIZE + at
+    tl.store(place, tl.load(source, inside, 0.0), inside)
+    tl.store(place + SIZE // 2, tl.load(source + SIZE // 2, inside, 0.0), inside)
+
+
+def rotate_back(sources, target, cos, sin):
+    query, key, value = sources
+    rows, heads, size = query.shape
+    if size & (size - 1) or not all(part.is_contiguous() for part in (*sources, target)):
+        torch_ops.rotate_back(sources, target, cos, sin)
+        return
+    grid = rows, triton.cdiv(heads + 2 * key.shape[1], 8)
+    _rotate_back[grid](query, key, value, target, cos, sin, heads, key.shape[1], size, 8, num_warps=2)
 
 
 @triton.jit
@@ -224,76 +286,98 @@ def _key(seed, index):
 @triton.jit(do_not_specialize=["rows", "seed", "limit"])
 def _down(
     x, a, out, rows, columns, seed, limit, factor,
-    RANK: tl.constexpr, WIDE: tl.constexpr, INDEX: tl.constexpr, ADAPTERS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    RANK: tl.constexpr, WIDE: tl.constexpr, ADAPTERS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     part = tl.arange(0, WIDE)
-    key = _key(seed, INDEX)
     most = limit.to(tl.uint32)
-    total = tl.zeros((ROWS, WIDE), tl.float32)
+    total0 = tl.zeros((ROWS, WIDE), tl.float32)
+    total1 = tl.zeros((ROWS, WIDE), tl.float32)
+    total2 = tl.zeros((ROWS, WIDE), tl.float32)
     for start in range(0, columns, COLUMNS):
         at = start + tl.arange(0, COLUMNS)
         inside = (row < rows)[:, None] & (at < columns)[None, :]
         offset = row[:, None] * columns + at[None, :]
-        value = tl.load(x + offset, inside & _kept(offset, key, most), 0.0)
-        weight = tl.load(a + (INDEX * RANK + part)[None, :] * columns + at[:, None],
-                         (part < RANK)[None, :] & (at < columns)[:, None], 0.0)  # fmt: skip
-        total = tl.dot(value, weight, total, input_precision="ieee")
-    place = out + row[:, None] * (ADAPTERS * RANK) + INDEX * RANK + part[None, :]
-    tl.store(place, (total * factor).to(out.dtype.element_ty), (row < rows)[:, None] & (part < RANK)[None, :])
+        value = tl.load(x + offset, inside, 0.0)
+        place = a + part[None, :] * columns + at[:, None]
+        held = (part < RANK)[None, :] & (at < columns)[:, None]
+        kept = tl.where(_kept(offset, _key(seed, 0), most), value, 0.0)
+        total0 = tl.dot(kept, tl.load(place, held, 0.0), total0, input_precision="ieee")
+        if ADAPTERS > 1:
+            kept = tl.where(_kept(offset, _key(seed, 1), most), value, 0.0)
+            total1 = tl.dot(kept, tl.load(place + RANK * columns, held, 0.0), total1, input_precision="ieee")
+        if ADAPTERS > 2:
+            kept = tl.where(_kept(offset, _key(seed, 2), most), value, 0.0)
+            total2 = tl.dot(kept, tl.load(place + 2 * RANK * columns, held, 0.0), total2, input_precision="ieee")
+    place = out + row[:, None] * (ADAPTERS * RANK) + part[None, :]
+    held = (row < rows)[:, None] & (part < RANK)[None, :]
+    tl.store(place, (total0 * factor).to(out.dtype.element_ty), held)
+    if ADAPTERS > 1:
+        tl.store(place + RANK, (total1 * factor).to(out.dtype.element_ty), held)
+    if ADAPTERS > 2:
+        tl.store(place + 2 * RANK, (total2 * factor).to(out.dtype.element_ty), held)
 
 
 def down(x, a, rank, seed, p):
-    if p == 0 or rank > _MOST_RANK:
+    if p == 0 or rank > _MOST_RANK or len(a) > 3 * rank:
         return torch_ops.down(x, a, rank, seed, p)
     rows, columns = x.shape
     out = x.new_empty(rows, len(a))
-    for index in range(len(a) // rank):
-        _down[(triton.cdiv(rows, 32),)](
-            x, a, out, rows, columns, seed, threshold(p), 1 / (1 - p),
-            rank, max(_LEAST_RANK, triton.next_power_of_2(rank)), index, len(a) // rank, 32, 128, num_warps=4,
-        )  # fmt: skip
+    _down[(triton.cdiv(rows, 32),)](
+        x, a, out, rows, columns, seed, threshold(p), 1 / (1 - p),
+        rank, max(_LEAST_RANK, triton.next_power_of_2(rank)), len(a) // rank, 32, 128, num_warps=4, num_stages=3,
+    )  # fmt: skip
     return out
 
 
 @triton.jit(do_not_specialize=["rows", "seed", "limit", "share"])
 def _down_grad(
     grad, x, out, rows, columns, seed, limit, factor, share,
-    RANK: tl.constexpr, WIDE: tl.constexpr, INDEX: tl.constexpr, ADAPTERS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    RANK: tl.constexpr, WIDE: tl.constexpr, ADAPTERS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     part = tl.arange(0, WIDE)
-    key = _key(seed, INDEX)
     most = limit.to(tl.uint32)
-    total = tl.zeros((WIDE, COLUMNS), tl.float32)
+    total0 = tl.zeros((WIDE, COLUMNS), tl.float32)
+    total1 = tl.zeros((WIDE, COLUMNS), tl.float32)
+    total2 = tl.zeros((WIDE, COLUMNS), tl.float32)
     begin = tl.program_id(1) * share
     for start in range(begin, tl.minimum(begin + share, rows), ROWS):
         row = start + tl.arange(0, ROWS)
         inside = (row < rows)[:, None] & (at < columns)[None, :]
         offset = row[:, None] * columns + at[None, :]
-        value = tl.load(x + offset, inside & _kept(offset, key, most), 0.0)
-        outer = tl.load(grad + row[None, :] * (ADAPTERS * RANK) + INDEX * RANK + part[:, None],
-                        (row < rows)[None, :] & (part < RANK)[:, None], 0.0)  # fmt: skip
-        total = tl.dot(outer, value, total, input_precision="ieee")
-    place = out + (tl.program_id(1) * ADAPTERS * RANK + INDEX * RANK + part)[:, None] * columns + at[None, :]
-    tl.store(place, total * factor, (part < RANK)[:, None] & (at < columns)[None, :])
+        value = tl.load(x + offset, inside, 0.0)
+        place = grad + row[None, :] * (ADAPTERS * RANK) + part[:, None]
+        held = (row < rows)[None, :] & (part < RANK)[:, None]
+        kept = tl.where(_kept(offset, _key(seed, 0), most), value, 0.0)
+        total0 = tl.dot(tl.load(place, held, 0.0), kept, total0, input_precision="ieee")
+        if ADAPTERS > 1:
+            kept = tl.where(_kept(offset, _key(seed, 1), most), value, 0.0)
+            total1 = tl.dot(tl.load(place + RANK, held, 0.0), kept, total1, input_precision="ieee")
+        if ADAPTERS > 2:
+            kept = tl.where(_kept(offset, _key(seed, 2), most), value, 0.0)
+            total2 = tl.dot(tl.load(place + 2 * RANK, held, 0.0), kept, total2, input_precision="ieee")
+    place = out + (tl.program_id(1) * ADAPTERS * RANK + part)[:, None] * columns + at[None, :]
+    held = (part < RANK)[:, None] & (at < columns)[None, :]
+    tl.store(place, total0 * factor, held)
+    if ADAPTERS > 1:
+        tl.store(place + RANK * columns, total1 * factor, held)
+    if ADAPTERS > 2:
+        tl.store(place + 2 * RANK * columns, total2 * factor, held)
 
 
 def down_grad(grad, x, rank, seed, p):
-    if p == 0 or rank > _MOST_RANK:
+    if p == 0 or rank > _MOST_RANK or grad.shape[1] > 3 * rank:
         return torch_ops.down_grad(grad, x, rank, seed, p)
     (rows, columns), count = x.shape, grad.shape[1] // rank
     # The rows are summed in shares, so that enough programs run; the shares in a fixed order, so that sums repeat.
     share = triton.cdiv(triton.cdiv(rows, 8), 64) * 64
     shares = triton.cdiv(rows, share)
     out = x.new_empty(shares, grad.shape[1], columns, dtype=torch.float32)
-    for index in range(count):
-        _down_grad[(triton.cdiv(columns, 64), shares)](
-            grad, x, out, rows, columns, seed, threshold(p), 1 / (1 - p), share,
-            rank, max(_LEAST_RANK, triton.next_power_of_2(rank)), index, count, 64, 64, num_warps=4,
-        )  # fmt: skip
+    _down_grad[(triton.cdiv(columns, 64), shares)](
+        grad, x, out, rows, columns, seed, threshold(p), 1 / (1 - p), share,
+        rank, max(_LEAST_RANK, triton.next_power_of_2(rank)), count, 64, 64, num_warps=4, num_stages=3,
+    )  # fmt: skip
     return out.sum(0).to(x.dtype)
 
 

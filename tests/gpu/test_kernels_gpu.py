@@ -1,0 +1,93 @@
+"""The fast path on a card: Triton against torch, gradients against fp32, a whole job within its memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+from tests.gpu.running import run
+from tests.worker.trainer import eager, tiny
+from tests.worker.trainer.test_kernels import lora, see_each_other, shifted
+from worker.ml.kernels import torch_ops
+from worker.ml.kernels.layer import Recompute
+from worker.trainer import protocol
+
+pytestmark = pytest.mark.gpu
+LENGTHS = [33, 150, 7, 64]
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
+
+
+def test_triton_computes_what_torch_does():
+    from worker.ml.kernels import triton_ops
+
+    options = {"device": "cuda", "dtype": torch.bfloat16}
+    x, other, weight = (
+        torch.randn(517, 4096, **options),
+        torch.randn(517, 4096, **options),
+        torch.randn(4096, **options),
+    )
+    a, low = torch.randn(48, 4096, **options), torch.randn(517, 48, **options)
+    cos, sin, gate_up = (torch.randn(517, size, **options) for size in (128, 128, 2 * 1408))
+    logits, targets = torch.randn(64, 128_256, **options) * 3, torch.randint(0, 128_256, (64,), device="cuda")
+    found = []
+    for ops in (triton_ops, torch_ops):
+        normed, scale = ops.rms_norm(x, weight, 1e-5)
+        turned, gradient, chances, added = x.clone(), gate_up.clone(), logits.clone(), x.clone()
+        ops.rotate(turned.view(517, 32, 128)[:, :20], cos, sin)
+        back = torch.empty(517, 48, 128, **options)
+        ops.rotate_back(
+            (x.view(517, 32, 128), other[:, :1024].reshape(517, 8, 128), other[:, 1024:2048].reshape(517, 8, 128)),
+            back,
+            cos,
+            sin,
+        )
+        made = ops.swiglu_grad(other[:, :1408].contiguous(), gradient, wanted=True)
+        sums = ops.cross_entropy_grad(chances, targets)
+        ops.add_up(added, low, a, 16, 5, 0.1)
+        found.append([normed, scale, *ops.add_rms_norm(x, other, weight, 1e-5), ops.apply_norm(x, weight, scale),
+                      ops.rms_norm_grad(other, x, weight, scale, x), turned, back, ops.swiglu(gate_up), gradient, made,
+                      chances, *sums, added, ops.down(x, a, 16, 5, 0.1), ops.down_grad(low, x, 16, 5, 0.1)])  # fmt: skip
+    assert max(distance(ours, theirs) for ours, theirs in zip(*found, strict=True)) < 5e-3
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_weights_come_out_of_four_bits_as_bitsandbytes_has_them(nested: bool):
+    from worker.ml.kernels import triton_ops
+
+    weight = torch.randn(1024, 256, device="cuda", dtype=torch.bfloat16)
+    packed, state = quantize_4bit(weight, compress_statistics=nested, quant_type="nf4")
+    outer = None
+    if nested:
+        factors = state.state2.absmax.float()
+        outer = state.state2.code, factors, state.offset.float().expand(len(factors)).contiguous()
+    ours = triton_ops.dequantize(packed.reshape(-1), state.absmax, state.code, outer, (1024, 256), torch.bfloat16)
+    assert torch.equal(ours, dequantize_4bit(packed, state))
+
+
+@pytest.mark.parametrize("way", list(Recompute))
+def test_gradients_in_16_bit_are_those_of_eager_layers_in_32(tmp_path: Path, way: Recompute):
+    base = tiny.build_base(tmp_path / "base", hidden_size=1024, intermediate_size=2048, num_attention_heads=8)
+    model = eager.adapted(base, lora(), four_bit=True, dtype=torch.bfloat16, device="cuda")
+    rows = eager.rows(LENGTHS, model.config.vocab_size)
+    loss, wanted = eager.eager(eager.reference(model, lora()), rows)
+    path = eager.path_of(model, way)
+    found, ours = eager.fused(path, model, rows)
+    assert found == pytest.approx(loss, rel=2e-3) and eager.worst_cosine(ours, wanted) > 0.99
+    for alter in (see_each_other, shifted):
+        assert eager.worst_cosine(eager.fused(path, model, rows, alter)[1], wanted) < 0.9
+
+
+def test_a_job_stays_within_its_memory_and_follows_the_plain_path(tmp_path: Path):
+    base = tiny.build_base(tmp_path / "base", hidden_size=1024, intermediate_size=4096, num_hidden_layers=4)
+    options = {"max_steps": 6, "lora": {"lora_dropout": 0.0}, "gradient_checkpointing": "auto", "optim": "auto"}
+    plain = run(tmp_path / "plain", base, kernels="plain", **options)
+    made = run(tmp_path / "fused", base, max_memory_gib=0.6, **options)
+    assert made.code == plain.code == protocol.DONE and made.notes("kernels.fused")
+    assert made.losses == pytest.approx(plain.losses, abs=0.02)
+    assert made.result["peak_memory_bytes"] <= 0.6 * 2**30
