@@ -52,7 +52,8 @@ def test_triton_computes_what_torch_does():
         ops.add_up(added, low, a, 16, 5, 0.1)
         found.append([normed, scale, *ops.add_rms_norm(x, other, weight, 1e-5), ops.apply_norm(x, weight, scale),
                       ops.rms_norm_grad(other, x, weight, scale, x), turned, back, ops.swiglu(gate_up), gradient, made,
-                      chances, *sums, added, ops.down(x, a, 16, 5, 0.1), ops.down_grad(low, x, 16, 5, 0.1)])  # fmt: skip
+                      chances, *sums, added, ops.down(x, a, 16, 5, 0.1),
+                      ops.down_grad(low, x, 16, 5, 0.1)])  # fmt: skip
     assert max(distance(ours, theirs) for ours, theirs in zip(*found, strict=True)) < 5e-3
 
 

@@ -36,7 +36,8 @@ class Attended:
         """Return the gradients of query, key and value."""
         if not self.out.is_cuda:
             leaves, made = self.kept
-            return torch.autograd.grad(made, leaves, grad)  # type: ignore[return-value]
+            one, two, three = torch.autograd.grad(made, leaves, grad)
+            return one, two, three
         starts, longest = self.spans.starts, self.spans.longest
         log_sums, *random = self.kept
         found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = torch.ops.aten._flash_attention_backward(
@@ -55,8 +56,8 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: S
     rows = query, key, value
     if not query.is_cuda:
         with torch.enable_grad():
-            leaves = tuple(part.detach().requires_grad_() for part in rows)
-            made = row_by_row(*leaves, spans, scale)
+            one, two, three = leaves = [part.detach().requires_grad_() for part in rows]
+            made = row_by_row(one, two, three, spans, scale)
         return Attended(rows, made.detach(), spans, scale, (leaves, made))
     starts, longest = spans.starts, spans.longest
     out, log_sums, *random, _ = torch.ops.aten._flash_attention_forward(
@@ -69,9 +70,9 @@ def row_by_row(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, span
     """Return what `attend` does, one row after the other."""
     made = []
     for start, end in pairwise(spans.bounds):
-        row = [part[start:end].transpose(0, 1)[None] for part in (query, key, value)]
+        one, two, three = (part[start:end].transpose(0, 1)[None] for part in (query, key, value))
         out = torch.nn.functional.scaled_dot_product_attention(
-            *row, is_causal=True, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+            one, two, three, is_causal=True, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
         )
         made.append(out[0].transpose(0, 1))
     return torch.cat(made)

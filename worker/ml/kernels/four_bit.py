@@ -20,7 +20,7 @@ class FourBit:
 
     def __init__(self, layers: list[Linear4bit]):
         self._layers = layers
-        self._states: list[QuantState] = [layer.weight.quant_state for layer in layers]
+        self._states = [state_of(layer) for layer in layers]
         self._shape = sum(layer.out_features for layer in layers), layers[0].in_features
         self._joined = all(map(_joinable, layers)) and len({state.nested for state in self._states}) == 1
         if self._joined:
@@ -32,7 +32,7 @@ class FourBit:
         if self._joined:
             ops = operations(self._packed.device)
             return ops.dequantize(self._packed, self._scales, first.code, self._outer, self._shape, first.dtype)
-        parts = [dequantize_4bit(layer.weight.data, layer.weight.quant_state) for layer in self._layers]
+        parts = [dequantize_4bit(layer.weight.data, state_of(layer)) for layer in self._layers]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _join(self) -> None:
@@ -52,8 +52,14 @@ class FourBit:
             self._outer = self._states[0].state2.code, scales, offsets
 
 
+def state_of(layer: Linear4bit) -> QuantState:
+    """Return what bitsandbytes needs to know of a layer's weights."""
+    state: QuantState = layer.weight.quant_state  # type: ignore[attr-defined]
+    return state
+
+
 def _joinable(layer: Linear4bit) -> bool:
-    state = layer.weight.quant_state
+    state = state_of(layer)
     whole = layer.weight.data.numel() * 2 % (_BLOCK * _OUTER) == 0
     known = state.blocksize == _BLOCK and (not state.nested or state.state2.blocksize == _OUTER)
     return layer.weight.is_cuda and whole and known and state.dtype in (torch.bfloat16, torch.float16)

@@ -98,7 +98,7 @@ class _Kept:
 
 def run_layer(call: Call, x: torch.Tensor) -> torch.Tensor:
     """Return the layer's output for `x` [tokens, hidden]."""
-    made: torch.Tensor = _Layer.apply(call, x, *call.parts.factors)  # type: ignore[no-untyped-call]
+    made: torch.Tensor = _Layer.apply(call, x, *call.parts.factors)
     return made
 
 

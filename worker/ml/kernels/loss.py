@@ -27,7 +27,7 @@ class Loss:
 
 def head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> Loss:
     """Return the loss of `hidden` [tokens, size], one row for each of `targets`, under the head's `weight`."""
-    return Loss(*_HeadLoss.apply(hidden, weight, targets))  # type: ignore[no-untyped-call]
+    return Loss(*_HeadLoss.apply(hidden, weight, targets))
 
 
 class _HeadLoss(torch.autograd.Function):

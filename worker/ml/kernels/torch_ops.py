@@ -163,4 +163,4 @@ def add_up(target: torch.Tensor, grad: torch.Tensor, a: torch.Tensor, rank: int,
 
 
 def _dropped(x: torch.Tensor, seed: int, index: int, p: float) -> torch.Tensor:
-    return x * kept(seed, index, *x.shape, p, x.device) / (1 - p)
+    return x * kept(seed, index, x.shape[0], x.shape[1], p, x.device) / (1 - p)
