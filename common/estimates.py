@@ -18,6 +18,7 @@ from common.context import Context
 from common.db.rows import JobRow
 from common.errors import TuneryError
 from common.jobs import forecast, line, quotas
+from common.jobs.lifecycle import Event
 from common.keys import Caller
 from common.memory import fitting
 from common.memory.fits import on_worker, on_workers
@@ -27,6 +28,7 @@ from common.memory.shape import Shape, read_shape, stored_shape
 from common.schedule import auto_epochs, resolve_max_length, total_steps
 from common.schemas.estimates import JobEstimate, TokenEstimate, WorkerEstimate
 from common.schemas.jobs import JobSpec
+from common.schemas.workers import Worker
 
 # What decides how a dataset is counted, besides its content and the base's tokenizer.
 _COUNTED_ALIKE = ("model", "dataset", "validation_split", "chat_template")
@@ -71,6 +73,37 @@ def estimate(context: Context, who: Caller, spec: JobSpec) -> JobEstimate:
     found.tokens = found.tokens or _sampled(context, who.tenant, found)
     with context.read() as session:
         return _settled(session, context, who.tenant, found)
+
+
+def of_check(session: Session, spec: JobSpec, report: Mapping[str, Any]) -> tuple[dict[str, Any], list[Event]]:
+    """Return what the report of a check says of memory, and a warning where no worker that is known has so much."""
+    shape = stored_shape(report.get("shape"))
+    if shape is None:
+        return {}, []
+    setup, wish = read_setup(spec, shape), fitting.read_wish(spec.hyperparameters)
+    lengths = {"longest": report["longest_row_tokens"], "mean": report["tokens"] / max(1, report["rows"])}
+    rows = fitting.read_rows(spec.hyperparameters, **lengths, max_length=report["max_length"])
+    crew = _trainers(session)
+    memory, _ = on_workers(wish, setup, rows, crew)
+    told = {
+        "device": memory.device,
+        "estimated": memory.model_dump(include={"parts", "paged_bytes", "allocated_bytes", "total_bytes"}),
+        "estimated_bytes": memory.total_bytes,
+        "batch": memory.model_dump(include={"rows", "length", "checkpointed_layers"}),
+    }
+    fits = [on_worker(wish, setup, rows, worker) for worker in crew]
+    if not fits or any(worker.fits is not False for worker in fits):
+        return {"memory": told}, []
+    message = (
+        f"about {memory.total_bytes / 2**30:.1f} GiB are needed, more than the card of any worker has (the largest is "
+        f"{memory.device}): it may run out of memory; a smaller batch or max_length, or checkpointing, takes less"
+    )
+    data = {"needed_bytes": memory.total_bytes, "largest_bytes": max(worker.vram_bytes or 0 for worker in fits)}
+    return {"memory": told}, [Event("memory.tight", message, "warning", data)]
+
+
+def _trainers(session: Session) -> list[Worker]:
+    return [worker for worker in workers.listed(session) if worker.kind == "train" and worker.state != "gone"]
 
 
 def _checked_shape(session: Session, tenant: str, spec: JobSpec) -> Shape | None:
@@ -155,7 +188,7 @@ def _sampled(context: Context, tenant: str, found: _Foreseen) -> TokenEstimate |
 
 def _settled(session: Session, context: Context, tenant: str, found: _Foreseen) -> JobEstimate:
     spec = found.spec
-    crew = [worker for worker in workers.listed(session) if worker.kind == "train" and worker.state != "gone"]
+    crew = _trainers(session)
     setup = read_setup(spec, found.shape) if found.shape else None
     wish = fitting.read_wish(spec.hyperparameters)
     memory, plan = on_workers(wish, setup, found.rows, crew) if setup else (None, None)

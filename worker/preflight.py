@@ -11,15 +11,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from queue import Empty
+from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
+from common import estimates
 from common.context import Context
 from common.errors import InfraError, LeaseLost, UserError
 from common.jobs import doorbell, lifecycle, queries
 from common.jobs.lifecycle import Claim, Failure, Limits
+from common.schemas.jobs import JobSpec
 from worker import bases, failures, specs
 from worker.child import Child
 from worker.heart import Heart, Interrupted
@@ -156,15 +159,18 @@ class _Check:
         if isinstance(answer, Failure):
             (self._reject if answer.kind == "user_error" else self._postpone)(answer)
             return
-        self._write(
-            lambda session: lifecycle.accept(
-                session,
-                self._claim,
-                base_id=spec.base.id,
-                base_revision=spec.base.revision,
-                dataset_sha256=spec.train_sha256,
-                report=answer.report,
-            )
+        self._write(lambda session: self._accept(session, spec, answer.report))
+
+    def _accept(self, session: Session, spec: TrainSpec, report: dict[str, Any]) -> None:
+        memory, warnings = estimates.of_check(session, JobSpec.model_validate(spec.job), report)
+        lifecycle.accept(
+            session,
+            self._claim,
+            base_id=spec.base.id,
+            base_revision=spec.base.revision,
+            dataset_sha256=spec.train_sha256,
+            report=report | memory,
+            warnings=warnings,
         )
 
     def _reject(self, failure: Failure) -> None:

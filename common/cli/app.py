@@ -9,6 +9,7 @@ import typer
 from common.cli import admin, chat, datasets, demo, doctor, jobs, keys, quota, servers, state, webhooks, workers
 from common.cli.cancel import cancel
 from common.cli.download import download
+from common.cli.estimate import estimate
 from common.cli.export import export
 from common.cli.failures import Guarded
 from common.cli.serve import serve
@@ -51,7 +52,7 @@ def options(
 
 
 _COMMANDS = (
-    *(submit, jobs.ls, jobs.show, watch, logs, cancel, jobs.pause, jobs.resume, jobs.retry, export, download),
+    *(submit, estimate, jobs.ls, jobs.show, watch, logs, cancel, jobs.pause, jobs.resume, jobs.retry, export, download),
     *(quota.reorder, quota.quota, workers.models),
     *(servers.up, servers.worker, servers.sweeper, serve, chat.chat, doctor.doctor, demo.demo),
 )

@@ -21,6 +21,7 @@ from common.client.sending import Progress
 from common.client.transport import AsyncTransport, Transport
 from common.client.watching import STREAM_TIMEOUT_S, Cursor, Patience, columns, opened
 from common.schemas.datasets import Dataset
+from common.schemas.estimates import JobEstimate
 from common.schemas.jobs import TERMINAL, Event, JobRead, Metric
 from common.schemas.precision import PrecisionRead
 
@@ -119,6 +120,10 @@ class AsyncJobs:
             fields: the other fields of `POST /jobs`: hyperparameters, lora, suffix, …
         """
         return self._own(await self._transport.send(requests.create_job(model, dataset, fields, idempotency_key)))
+
+    async def estimate(self, model: str, dataset: str | Dataset, **fields: Unpack[JobFields]) -> JobEstimate:
+        """Return what such a job would take: tokens, steps, memory, each worker, time. Creates nothing."""
+        return await self._transport.send(requests.estimate_job(model, dataset, fields))
 
     async def clone(self, job: str, *, idempotency_key: str | None = None, **changes: Unpack[CloneFields]) -> AsyncJob:
         """Submit what a job asked for as a new job, with changes: mappings are merged, None means the default.

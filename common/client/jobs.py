@@ -20,6 +20,7 @@ from common.client.watching import STREAM_TIMEOUT_S, Cursor, Patience, columns, 
 from common.schemas.bulk import CancelOutcome
 from common.schemas.checkpoints import Checkpoint
 from common.schemas.datasets import Dataset
+from common.schemas.estimates import JobEstimate
 from common.schemas.jobs import TERMINAL, Artifact, Event, JobRead, Metric
 from common.schemas.precision import PrecisionRead
 
@@ -125,6 +126,10 @@ class Jobs:
             fields: the other fields of `POST /jobs`: hyperparameters, lora, suffix, …
         """
         return self._own(self._transport.send(requests.create_job(model, dataset, fields, idempotency_key)))
+
+    def estimate(self, model: str, dataset: str | Dataset, **fields: Unpack[JobFields]) -> JobEstimate:
+        """Return what such a job would take: tokens, steps, memory, each worker, time. Creates nothing."""
+        return self._transport.send(requests.estimate_job(model, dataset, fields))
 
     def clone(self, job: str, *, idempotency_key: str | None = None, **changes: Unpack[CloneFields]) -> Job:
         """Submit what a job asked for as a new job, with changes: mappings are merged, None means the default.

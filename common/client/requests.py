@@ -15,6 +15,7 @@ from common.client.sending import Progress, file_body
 from common.schemas.bulk import CancelList
 from common.schemas.checkpoints import CheckpointList
 from common.schemas.datasets import Dataset, DatasetList
+from common.schemas.estimates import JobEstimate
 from common.schemas.jobs import ArtifactList, EventList, JobList, JobRead, MetricList
 from common.schemas.keys import KeyCreated, KeyList
 from common.schemas.precision import PrecisionRead
@@ -72,15 +73,23 @@ class WebhookFields(TypedDict, total=False):
 
 def create_job(model: str, dataset: str | Dataset, fields: JobFields, idempotency_key: str | None) -> Call[JobRead]:
     """Return the create. Its key makes sending it twice the same as sending it once."""
-    body = {"model": model, "dataset": dataset, **fields}
     return Call(
         "POST",
         "/jobs",
         JobRead,
-        json={name: _plain(value) for name, value in body.items()},
+        json=_body(model, dataset, fields),
         headers={"idempotency-key": idempotency_key or uuid.uuid4().hex},
         repeatable=True,
     )
+
+
+def estimate_job(model: str, dataset: str | Dataset, fields: JobFields) -> Call[JobEstimate]:
+    """Return the question for what such a job would take."""
+    return Call("POST", "/jobs/estimate", JobEstimate, json=_body(model, dataset, fields), repeatable=True)
+
+
+def _body(model: str, dataset: str | Dataset, fields: JobFields) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in {"model": model, "dataset": dataset, **fields}.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -13,9 +13,11 @@ from pydantic import SecretStr
 from sqlalchemy import func, select
 
 from benchmarks.shapes import LLAMA3_8B
-from common import workers
+from common import estimates, workers
 from common.db.rows import Base
-from common.jobs import lifecycle
+from common.jobs import lifecycle, queries
+from common.memory.shape import read_shape
+from common.schemas.jobs import JobSpec
 from common.workers import Beat
 from tests.api.conftest import BASE, Api
 from tests.api.test_queue import queued
@@ -228,8 +230,6 @@ def test_the_hub_is_asked_for_the_sizes_of_a_model(hub_api: Api) -> None:
 
 
 def test_sizes_that_a_check_has_found_need_no_hub(api: Api, client: httpx2.Client) -> None:
-    from common.memory.shape import read_shape
-
     shape = read_shape(LLAMA)
     assert shape is not None
     dataset = upload(client)
@@ -261,3 +261,30 @@ def test_the_position_counts_priority_and_other_tenants(any_api: Api) -> None:
         queued(any_api, stranger)
         placed = stranger.get("/jobs").json()["data"][0]["id"]
         assert stranger.get(f"/jobs/{placed}").json()["position"] == position
+
+
+@pytest.mark.parametrize(("gib", "warned"), [(80, False), (5, True), (None, False)])
+def test_a_check_says_when_no_workers_card_has_enough(any_api: Api, gib: float | None, warned: bool) -> None:
+    shape = read_shape(LLAMA)
+    assert shape is not None
+    counted = {"rows": 600, "tokens": 60_000, "max_length": 1024, "longest_row_tokens": 948, "shape": shape.as_dict()}
+    beat(any_api, "tiny", "NVIDIA GTX", 4)
+    beat(any_api, "best", "NVIDIA card" if gib else None, gib or 0)
+    with any_api.client() as client:
+        job = client.post("/jobs", json={"model": "org/base", "dataset": "https://example.com/a.jsonl"}).json()["id"]
+        with any_api.context.write() as session:
+            check = lifecycle.claim_preflight(session, "p", 60)
+            assert check is not None
+            spec = JobSpec.model_validate(queries.row(session, "default", job).spec)
+            memory, warnings = estimates.of_check(session, spec, counted)
+            pins: dict[str, Any] = {"base_id": "b", "base_revision": None, "dataset_sha256": "0" * 64}
+            lifecycle.accept(session, check, **pins, report=counted | memory, warnings=warnings)
+        found = client.get(f"/jobs/{job}").json()["report"]["memory"]
+        assert found["estimated_bytes"] == sum(found["estimated"]["parts"].values()) > 7 * 2**30
+        assert found["batch"] == {"rows": 4, "length": 948, "checkpointed_layers": 32}
+        events = client.get(f"/jobs/{job}/events").json()["data"]
+        told = [event for event in events if event["name"] == "memory.tight"]
+        assert [event["id"] for event in events] == list(range(1, len(events) + 1))
+        assert [event["level"] for event in told] == (["warning"] if warned else [])
+        if told:
+            assert told[0]["data"]["largest_bytes"] == 5 * GIB and "NVIDIA card" in told[0]["message"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import case, or_, select
@@ -9,7 +10,16 @@ from sqlalchemy.orm import Session
 
 from common.db.engine import db_now
 from common.jobs import doorbell
-from common.jobs.lifecycle.guards import NO_LEASE, failed_event, jobs, locked, settle, take
+from common.jobs.lifecycle.guards import (
+    NO_LEASE,
+    failed_event,
+    guarded,
+    insert_events,
+    jobs,
+    locked,
+    settle,
+    take,
+)
 from common.jobs.lifecycle.terms import Claim, Event, Failure, Limits, backoff_s
 
 
@@ -38,8 +48,16 @@ def accept(
     base_revision: str | None,
     dataset_sha256: str,
     report: dict[str, Any],
+    warnings: Sequence[Event] = (),
 ) -> None:
-    """The check passed: pin the base and the data, and queue the job (or park it, if that is wished)."""
+    """The check passed: pin the base and the data, and queue the job (or park it, if that is wished).
+
+    `warnings` are events that come before its acceptance.
+    """
+    if warnings:
+        count = {"seq": jobs.c.seq + len(warnings), "version": jobs.c.version + 1}
+        last = guarded(session, claim, ("validating",), count)
+        insert_events(session, claim.job_id, last - len(warnings) + 1, warnings)
     target = case((jobs.c.desired == "pause", "paused"), else_="queued")
     values = {
         "status": target,
