@@ -80,6 +80,11 @@ class Settings(BaseSettings):
     work_dir: Path = Field(Path(".tunery/work"), description="Folder for jobs that a worker is running.")
     trainer_module: str = Field("worker.trainer", description="Module that is started as the trainer process.")
     preflight_module: str = Field("worker.trainer.check", description="Module that is started as the preflight check.")
+    warm_base_s: float = Field(
+        300,
+        ge=0,
+        description="A trainer keeps its base in memory so long for a next job that wants it; 0: not at all.",
+    )
     trainer_threads: int = Field(0, ge=0, description="CPU threads of a trainer; 0: the cores of the machine.")
     device: str = Field("auto", description="`auto`, `cpu` or `cuda:N`: where this worker's trainer runs.")
     worker_name: str = Field("", description="Name of this worker in lists; empty: host and process id.")

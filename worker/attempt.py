@@ -10,12 +10,10 @@ import errno
 import logging
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
-from queue import Empty
 from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError
@@ -28,13 +26,14 @@ from common.errors import InfraError, InvalidInput, LeaseLost, UserError
 from common.jobs import lifecycle, queries
 from common.jobs.lifecycle import Claim, Event, Failure, Limits
 from worker import bases, failures, publish, specs
-from worker.child import Child
+from worker.driving import Driver
 from worker.heart import Heart, Interrupted
 from worker.recorder import Recorder
 from worker.resuming import Checkpoints
 from worker.source import fetch_source
 from worker.trainer import protocol
-from worker.trainer.protocol import Checkpoint, Failed, Message, Result, TrainSpec
+from worker.trainer.protocol import Checkpoint, Failed, Result, TrainSpec
+from worker.trainers import Trainers
 from worker.writing import persist
 
 _POLL_S = 0.2
@@ -43,15 +42,16 @@ T = TypeVar("T")
 
 
 class Attempt:
-    """An attempt under `claim`, whose lease `heart` renews, in `folder`, on `device`."""
+    """An attempt under `claim`, whose lease `heart` renews, in `folder`, on `device`, by one of `trainers`."""
 
-    def __init__(self, context: Context, claim: Claim, heart: Heart, folder: Path, device: str):
+    def __init__(self, context: Context, claim: Claim, heart: Heart, folder: Path, device: str, trainers: Trainers):
         self._context = context
         self._settings = context.settings
         self._claim = claim
         self._heart = heart
         self._folder = folder
         self._device = device
+        self._trainers = trainers
         self._limits = Limits(self._settings.crash_loop_attempts, self._settings.retry_max_s)
         self._recorder = Recorder(context, claim)
         self._uploads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="upload")
@@ -117,6 +117,7 @@ class Attempt:
             resume_from=self._checkpoints.next(spec.config_hash, self._heart.check),
             device=self._device,
             shrink=job.shrink,
+            keep=self._settings.warm_base_s > 0,
         )
 
     def _resume_elsewhere(self, spec: TrainSpec) -> TrainSpec:
@@ -155,56 +156,22 @@ class Attempt:
     # ---- train -------------------------------------------------------------------------------------------------------
 
     def _train(self, spec: TrainSpec) -> int:
-        child = Child([self._settings.trainer_module, str(self._folder)], self._folder, protocol.decode)
-        self._heart.on_renewed = lambda fence: child.say(do="deadline", monotonic=fence)
-        child.say(do="deadline", monotonic=self._heart.fence)
-        child.say(do="run")
-        try:
-            self._watch(child)
-        except BaseException:
-            child.kill()
-            raise
-        finally:
-            self._heart.on_renewed = lambda fence: None
-            code = child.wait()
-        if code not in (protocol.DONE, protocol.DRAINED):
-            _log.warning("%s: the trainer ended with %d:\n%s", spec.job_id, code, child.log_tail())
+        driver = Driver(self._heart, self._settings, self._hear, self._recorder.flush_if_due)
+        key = spec.base_key()
+        child = self._trainers.take(key)
+        ended = None if child is None else driver.drive(child, self._folder, again=True)
+        if ended is not None and ended.unheard and self._heart.wish == "run":
+            _log.info("%s: the process that held the base was gone", spec.job_id)
+            ended = None
+        if child is None or ended is None:
+            child = self._trainers.start(self._folder)
+            ended = driver.drive(child, self._folder)
+        if ended.code not in (protocol.DONE, protocol.DRAINED):
+            _log.warning("%s: the trainer ended with %d:\n%s", spec.job_id, ended.code, child.log_tail())
+        if ended.waits:
+            self._trainers.keep(child, key if self._heart.wish == "run" else None)
         self._finish_uploads()
-        return code
-
-    def _watch(self, child: Child[Message]) -> None:
-        """Record what the child says, until it has no more to say; stop it when that is wished or it hangs."""
-        stop_by: float | None = None
-        heard_at = time.monotonic()
-        while True:
-            try:
-                message = child.messages.get(timeout=_POLL_S)
-            except Empty:
-                if child.ended:
-                    child.kill()  # what it started, and what keeps its output open
-            else:
-                if message is None:
-                    return
-                self._hear(message)
-                heard_at = time.monotonic()
-            now = time.monotonic()
-            stop_by = self._obey(child, stop_by, now)
-            if now - heard_at > self._settings.progress_deadline_s:
-                silent = f"The trainer has said nothing for {self._settings.progress_deadline_s:.0f} s."
-                self._failed = Failed("hung", silent)
-                child.kill()
-                heard_at = now
-            self._recorder.flush_if_due()
-
-    def _obey(self, child: Child[Message], stop_by: float | None, now: float) -> float | None:
-        """Do to the child what is wished; return the moment by which a child that was asked to stop must be gone."""
-        wish = self._heart.wish
-        if wish in ("cancel", "lost") or (stop_by is not None and now > stop_by):
-            child.kill()
-        elif wish in ("pause", "drain") and stop_by is None:
-            child.say(do="stop")
-            return now + self._settings.stop_grace_s
-        return stop_by
+        return ended.code
 
     def _hear(self, message: protocol.Message) -> None:
         if isinstance(message, Checkpoint):

@@ -114,6 +114,10 @@ class Child(Generic[M]):
                     _close(pipe)
         return code
 
+    def clear_log(self) -> None:
+        """Forget what the child wrote to its standard error so far."""
+        os.truncate(self._log_path, 0)
+
     def log_tail(self) -> str:
         """Return the end of what the child wrote to its standard error."""
         with self._log_path.open("rb") as log:

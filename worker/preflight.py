@@ -56,6 +56,9 @@ class Preflight:
             # The lease runs out and the sweeper rings again.
             _log.exception("%s: the check could not be settled", claim.job_id)
 
+    def close(self) -> None:
+        """Do nothing: a check leaves nothing behind."""
+
 
 class _Check:
     def __init__(self, context: Context, claim: Claim, heart: Heart, folder: Path):

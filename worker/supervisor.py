@@ -37,6 +37,9 @@ class Work(Protocol):
     def run(self, context: Context, claim: Claim, heart: Heart, workplace: Workplace, device: Device) -> str | None:
         """Work off `claim`; return the base model that is now at hand, if any. Never raises."""
 
+    def close(self) -> None:
+        """End what is kept for the next job."""
+
 
 class Supervisor:
     """One worker process: it works on one job at a time and reports itself every few seconds."""
@@ -60,6 +63,7 @@ class Supervisor:
 
     def close(self) -> None:
         """Say good-bye and clear the working folder."""
+        self._work.close()
         self._closed.set()
         if self._beats.ident is not None:
             self._beats.join(timeout=10)

@@ -7,6 +7,7 @@ from common.jobs import doorbell, lifecycle
 from common.jobs.lifecycle import Claim
 from worker.attempt import Attempt
 from worker.heart import Heart
+from worker.trainers import Trainers
 from worker.workplace import Device, Workplace
 
 
@@ -17,6 +18,7 @@ class Training:
 
     def __init__(self) -> None:
         self._held_base: str | None = None
+        self._trainers: Trainers | None = None
 
     def claim(self, context: Context, worker_id: str) -> Claim | None:
         """Claim the best queued job; one whose base lies here already comes first among the fresh ones."""
@@ -25,8 +27,14 @@ class Training:
 
     def run(self, context: Context, claim: Claim, heart: Heart, workplace: Workplace, device: Device) -> str | None:
         """Run one attempt and return the base that it used."""
+        self._trainers = self._trainers or Trainers(context.settings, workplace.folder / "trainer")
         with workplace.job(claim) as folder:
-            attempt = Attempt(context, claim, heart, folder, device.device)
+            attempt = Attempt(context, claim, heart, folder, device.device, self._trainers)
             attempt.run()
         self._held_base = attempt.base_id or self._held_base
         return self._held_base
+
+    def close(self) -> None:
+        """End the process that still holds a base."""
+        if self._trainers is not None:
+            self._trainers.close()

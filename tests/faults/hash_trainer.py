@@ -9,6 +9,8 @@ service can touch. `refuses_from` is a step: checkpoints of it and later ones ar
 version. `ballast_bytes` makes checkpoints as large as real ones; a resume from one whose ballast is torn ends the
 attempt.
 An export takes as many steps, without checkpoints, and writes the adapter's value into each model.
+`mutters` is written to standard error. `stays` lets the process wait for a next run over the same base, where the spec
+allows that.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import errno
 import hashlib
 import json
 import os
+import queue
 import random
 import shutil
 import signal
@@ -28,7 +31,7 @@ import time
 from pathlib import Path
 
 from worker.trainer import protocol
-from worker.trainer.protocol import Checkpoint, Failed, Metrics, Note, Progress, Result, Sender, Stage, TrainSpec
+from worker.trainer.protocol import Checkpoint, Failed, Idle, Metrics, Note, Progress, Result, Sender, Stage, TrainSpec
 
 PR_SET_PDEATHSIG = 1
 FAULTS = {
@@ -48,19 +51,27 @@ class Commands:
         self.run = threading.Event()
         self.stop = threading.Event()
         self.deadline = float("inf")
+        self.next: queue.SimpleQueue[Path] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         # Unbuffered: a daemon thread that holds a buffer's lock breaks the interpreter's exit.
         for line in open(0, "rb", buffering=0, closefd=False):  # noqa: SIM115
             command = json.loads(line)
-            if command["do"] == "run":
+            if command["do"] == "run" and "folder" in command:
+                self.deadline = command["monotonic"]
+                self.next.put(Path(command["folder"]))
+            elif command["do"] == "run":
                 self.run.set()
             elif command["do"] == "stop":
                 self.stop.set()
             elif command["do"] == "deadline":
                 self.deadline = command["monotonic"]
         os._exit(1)  # the supervisor is gone
+
+    def rest(self) -> None:
+        self.stop.clear()
+        self.deadline = float("inf")
 
     @property
     def late(self) -> bool:
@@ -86,11 +97,11 @@ class Trail:
 class Run:
     """One attempt at a chain of hashes."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, commands: Commands):
         self.folder = folder
         self.spec = TrainSpec.read(folder)
         self.say = Sender(sys.stdout.buffer)
-        self.commands = Commands()
+        self.commands = commands
         asked = self.spec.job["hyperparameters"]
         self.max_steps = asked["max_steps"] if asked["max_steps"] != -1 else 10
         self.save_steps = 2 if asked["save_steps"] == "auto" else asked["save_steps"]
@@ -98,6 +109,8 @@ class Run:
         self.step_s = float(metadata.get("step_s", 0.01))
         self.fault, self.fault_at = metadata.get("fault"), int(metadata.get("fault_at", 1))
         self.fault_attempts = int(metadata.get("fault_attempts", 10**6))
+        print(metadata.get("mutters", ""), file=sys.stderr)
+        self.stays = self.spec.base_key() is not None and metadata.get("stays") == "True"
         self.ballast_bytes = int(metadata.get("ballast_bytes", 0))
         self.trail = Trail(metadata.get("trail"), f"{self.spec.job_id} {self.spec.attempt}")
         self.step, self.value = self._start()
@@ -184,7 +197,11 @@ class Run:
         else:
             self._write("adapter", self.value, "adapter_model.safetensors", "adapter_config.json")
         self.trail("finished", self.step, self.value)
-        self.say(Result({"final": self.value, "environment": dict(os.environ), "shrink": self.spec.shrink}))
+        self.say(
+            Result(
+                {"final": self.value, "environment": dict(os.environ), "shrink": self.spec.shrink, "pid": os.getpid()}
+            )
+        )
         return protocol.DONE
 
     def _write(self, folder: str, value: str, weights: str, config: str) -> None:
@@ -214,9 +231,21 @@ class Run:
 
 
 def main() -> int:
-    """Run the attempt in the folder of the arguments."""
+    """Run the attempt in the folder of the arguments, and those that follow."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    run = Run(Path(sys.argv[1]))
+    commands, folder = Commands(), Path(sys.argv[1])
+    while True:
+        run = Run(folder, commands)
+        code = attempt(run)
+        if code != protocol.DONE or not run.stays:
+            return code
+        commands.rest()
+        run.say(Idle())
+        folder = commands.next.get()
+
+
+def attempt(run: Run) -> int:
+    """Take a run to its end and return the exit code."""
     try:
         return run.merge() if run.spec.adapter else run.train()
     except OSError as error:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,11 +80,15 @@ class Bench:
             )  # fmt: skip
         return f"dataset:{dataset_id}"
 
-    def submit(self, dataset: str | None = None, *, steps: int = 6, method: str = "qlora", **metadata: object) -> str:
+    def submit(
+        self, dataset: str | None = None, *, steps: int = 6, method: str = "qlora", model: str = "tiny",
+        spec: dict[str, Any] | None = None, **metadata: object,
+    ) -> str:  # fmt: skip
         """Submit a job of so many steps whose metadata tells the hash trainer what to do."""
         spec = JobSpec.model_validate(
-            {"model": "tiny", "dataset": dataset or self.dataset(), "hyperparameters": {"max_steps": steps},
+            {"model": model, "dataset": dataset or self.dataset(), "hyperparameters": {"max_steps": steps},
              "method": method, "metadata": {name: str(value) for name, value in metadata.items()}}
+            | (spec or {})
         )  # fmt: skip
         with self.context.write() as session:
             return lifecycle.submit(session, TENANT, spec)

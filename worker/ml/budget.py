@@ -25,28 +25,34 @@ def device_setup(job: JobSpec, shape: Shape, device: torch.device) -> Setup:
     return read_setup(job, shape, optim=optim, element=choose_precision(job, device).compute.itemsize)
 
 
-def fit_to(job: JobSpec, shape: Shape, rows: Rows, device: torch.device) -> Fit:
-    """Return what the job leaves to the worker, chosen for what is free on `device` now."""
-    wish = fitting.read_wish(job.hyperparameters)
-    return fitting.choose(wish, device_setup(job, shape, device), rows, free_bytes(device), device=device.type)
+def fit_to(job: JobSpec, shape: Shape, rows: Rows, device: torch.device, held_bytes: int = 0) -> Fit:
+    """Return what the job leaves to the worker, chosen for what is free on `device` now.
+
+    Args:
+        held_bytes: what this process holds there already, of the memory that is counted: its base.
+    """
+    wish, free = fitting.read_wish(job.hyperparameters), free_bytes(device) + held_bytes
+    return fitting.choose(wish, device_setup(job, shape, device), rows, free, device=device.type)
 
 
-def tightness(fit: Fit, device: torch.device) -> tuple[Choice, ...]:
+def tightness(fit: Fit, device: torch.device, held_bytes: int = 0) -> tuple[Choice, ...]:
     """Return a warning where no plan fits."""
     if fit.fits:
         return ()
-    needed, free = fit.estimate.allocated_bytes, free_bytes(device)
+    needed, free = fit.estimate.allocated_bytes, free_bytes(device) + held_bytes
     message = (
         f"about {needed / 2**30:.1f} GiB are needed, and {free / 2**30:.1f} GiB are free: it may run out of memory"
     )
     return (Choice("memory.tight", message, {"needed_bytes": needed, "free_bytes": free}, "warning"),)
 
 
-def estimated(job: JobSpec, shape: Shape, rows: Rows, options: Options, device: torch.device) -> dict[str, Any]:
+def estimated(
+    job: JobSpec, shape: Shape, rows: Rows, options: Options, device: torch.device, held_bytes: int = 0
+) -> dict[str, Any]:
     """Return the estimate of a run with its settled options, as the report keeps it beside what is measured."""
     plan = BatchPlan(options.micro_batch, options.accumulation, options.checkpointing)
     setup = device_setup(job, shape, device)
-    room = int(free_bytes(device) * fitting.WEIGHTS_SHARE)
+    room = int((free_bytes(device) + held_bytes) * fitting.WEIGHTS_SHARE)
     batch = fitting.batch_of(plan, setup, rows)
     found = estimate(setup, batch, device=device.type, room=room)
     sizes = {"rows": batch.rows, "length": batch.length, "checkpointed_layers": batch.checkpointed}

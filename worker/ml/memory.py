@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 
 import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
+# Writing 5 there sets the peak of the resident memory to what is resident now (Linux).
+_RESET, _PEAK = Path("/proc/self/clear_refs"), "5"
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin to measure anew. The peak of a process on the CPU cannot be reset."""
+    """Begin to measure anew: a process may have had a larger job before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    else:
+        _RESET.write_text(_PEAK)
 
 
 def limit_memory(device: torch.device, most_bytes: int | None) -> None:
@@ -27,7 +30,8 @@ def peak_bytes(device: torch.device) -> int:
     """Return the most memory held at once, in bytes: reserved on the card, or resident in the process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    return next(int(words[1]) * 1024 for words in lines if words[0] == "VmHWM:")
 
 
 def free_bytes(device: torch.device) -> int:

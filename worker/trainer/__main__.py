@@ -1,5 +1,7 @@
 """The trainer child: `python -m worker.trainer FOLDER`. Runs one attempt at one job and ends with the exit code for it.
 
+Where its spec allows that, it stays after a run that went well, with its base in memory, and takes the next.
+
 Torch is imported only after the spec was read, so that what is wrong with it shows at once.
 """
 
@@ -16,8 +18,9 @@ from worker.data.limits import Limits
 from worker.ml.base_check import base_check
 from worker.trainer.entry import claim_stdout, parse_job
 from worker.trainer.faults import classify
+from worker.trainer.holding import Holder
 from worker.trainer.lifeline import Wishes, die_with_parent, listen, watch
-from worker.trainer.protocol import DONE, Message, Result, Stage, TrainSpec
+from worker.trainer.protocol import DONE, Idle, Message, Result, Stage, TrainSpec
 from worker.trainer.run import Run
 
 STAGES = ("prepare", "train", "evaluate", "export")
@@ -27,16 +30,22 @@ def main(folder: Path) -> int:
     """Run the job in `folder`, talking over standard input and output, and return the exit code."""
     parent = os.getppid()
     die_with_parent()
-    send, wishes = claim_stdout(), Wishes()
+    send, wishes, holder = claim_stdout(), Wishes(folder.name), Holder()
     watch(parent, wishes.overdue)
     listen(sys.stdin.buffer, wishes.obey)
-    return attempt(folder, send, wishes)
+    while True:
+        code = attempt(folder, send, wishes, holder)
+        if code != DONE or not holder.tidy():
+            return code
+        wishes.rest()
+        send(Idle())
+        folder = wishes.next_run()
 
 
-def attempt(folder: Path, send: Callable[[Message], None], wishes: Wishes) -> int:
+def attempt(folder: Path, send: Callable[[Message], None], wishes: Wishes, holder: Holder) -> int:
     """Run every stage of the job in `folder` and return the exit code. Errors become messages here, and only here."""
     try:
-        run_stages(read_run(folder, send, wishes))
+        run_stages(read_run(folder, send, wishes, holder))
     except BaseException as error:
         code, failure = classify(error)
         if failure is not None:
@@ -46,14 +55,14 @@ def attempt(folder: Path, send: Callable[[Message], None], wishes: Wishes) -> in
     return DONE
 
 
-def read_run(folder: Path, send: Callable[[Message], None], wishes: Wishes) -> Run:
-    """Return the run that `spec.json` describes.
+def read_run(folder: Path, send: Callable[[Message], None], wishes: Wishes, holder: Holder | None = None) -> Run:
+    """Return the run that `spec.json` describes; `holder` may have its base already.
 
     Raises:
         InvalidInput: the job or its base is not one that can be trained.
     """
     spec = TrainSpec.read(folder)
-    run = Run(folder, spec, parse_job(spec), send, wishes, Limits(**spec.limits))
+    run = Run(folder, spec, parse_job(spec), send, wishes, Limits(**spec.limits), holder or Holder())
     base_check(run.base_folder)
     return run
 
@@ -65,6 +74,7 @@ def run_stages(run: Run) -> None:
     from worker.trainer.prepare import prepare
     from worker.trainer.train import train
 
+    run.holder.begin()
     whole = dict(zip(STAGES, (prepare, train, evaluate, export), strict=True))
     seconds: dict[str, float] = {}
     run.report["seconds"] = seconds

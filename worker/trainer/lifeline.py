@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import queue
 import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import BinaryIO
 
 from worker.trainer.faults import CRASHED, Drained
@@ -27,10 +29,20 @@ def die_with_parent() -> None:
 
 
 class Wishes:
-    """The latest commands. The run asks between steps whether it should stop; threads keep the answer current."""
+    """The latest commands. The run asks between steps whether it should stop; threads keep the answer current.
 
-    def __init__(self) -> None:
+    A process may work on one run after the other. What is wished of one never reaches the next: not even its deadline,
+    should the command arrive late.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
         self._lock = threading.Lock()
+        self._next: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        self._name = name
+        self._resting = False
+        self._forget()
+
+    def _forget(self) -> None:
         self._stopped = False
         self._deadline: float | None = None
         self._overdue = float("inf")
@@ -39,13 +51,36 @@ class Wishes:
         """Take one command. One that is not understood is passed over: a newer supervisor may say more."""
         if not isinstance(command, dict):
             return
+        moment = command.get("monotonic")
+        deadline = float(moment) if isinstance(moment, (int, float)) else None
         with self._lock:
-            if command.get("do") == "stop":
+            if command.get("do") == "run" and isinstance(command.get("folder"), str):
+                self._begin(Path(command["folder"]), deadline)
+            elif self._resting or command.get("run", self._name) != self._name:
+                return
+            elif command.get("do") == "stop":
                 self._stopped = True
             elif command.get("do") == "run":
                 self._stopped = False
-            elif command.get("do") == "deadline" and isinstance(command.get("monotonic"), (int, float)):
-                self._set_deadline(float(command["monotonic"]), time.monotonic())
+            elif command.get("do") == "deadline" and deadline is not None:
+                self._set_deadline(deadline, time.monotonic())
+
+    def _begin(self, folder: Path, deadline: float | None) -> None:
+        self._forget()
+        self._name, self._resting = folder.name, False
+        if deadline is not None:
+            self._set_deadline(deadline, time.monotonic())
+        self._next.put(folder)
+
+    def rest(self) -> None:
+        """Drop what was wished of the run that has ended; nothing is wished until the next one."""
+        with self._lock:
+            self._forget()
+            self._resting = True
+
+    def next_run(self) -> Path:
+        """Wait for the folder of the next run."""
+        return self._next.get()
 
     def _set_deadline(self, deadline: float, now: float) -> None:
         self._deadline = deadline

@@ -63,6 +63,7 @@ def fix_machine(run: Run) -> None:
     run.device = pick_device(run.spec.device)
     run.threads = run.spec.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(run.threads)
+    run.holder.measure(run.device)
     run.report |= {"device": _device_name(run.device), "threads": run.threads, "versions": versions()}
 
 
@@ -100,7 +101,8 @@ def _prepare_model(run: Run, facts: BaseFacts) -> None:
     run.precision = choose_precision(run.job, run.device)
     run.optim, replaced = choose_optimizer(run.options.optim, run.device)
     run.tell(*run.precision.choices, *replaced)
-    base = load_base(run.base_folder, run.job, facts, run.precision, run.device)
+    base = run.holder.base(run.spec, lambda: load_base(run.base_folder, run.job, facts, run.precision, run.device))
+    run.report["base_from"] = run.holder.origin
     run.tell(*base.choices)
     if base.plan is not None:
         require_recomputing(run.options.checkpointing)
@@ -111,6 +113,7 @@ def _prepare_model(run: Run, facts: BaseFacts) -> None:
     set_seed(run.job.seed)
     grown = _grow_vocabulary(run, base.model)
     run.model = base.model if run.job.lora is None else _adapted(run, base.model, run.job.lora, grown=grown)
+    run.holder.part(run.model)
     _choose_path(run, offloaded=base.plan is not None)
     run.held = precision_report(
         run.model, run.precision, base.footprint, unquantized=base.unquantized, outside=base.outside

@@ -13,6 +13,10 @@ standard output; both are JSON objects, one a line. The folder of a run holds ev
 Commands:   {"do": "run"}   {"do": "stop"}   {"do": "deadline", "monotonic": 1234.5}
 `stop` asks for a checkpoint at the next step and exit 75. `deadline` is the moment, on CLOCK_MONOTONIC (the same for
 every process of a machine), by which the child must have left unless a later deadline arrives: the lease's self-fence.
+
+A child that is allowed to may stay after a run, with its base in memory, and says `idle`. It is given its next run by
+{"do": "run", "folder": "…", "monotonic": 1234.5}. Commands may name the run that they mean by its folder's name,
+"run": "…": one that arrives after that run is passed over.
 """
 
 from __future__ import annotations
@@ -66,6 +70,7 @@ class TrainSpec:
 
     `shrink` is the out-of-memory ladder: the micro-batch is halved that many times and accumulation doubled.
     `limits` bounds the dataset: max_bytes, max_row_bytes, max_rows; what it leaves out has a default.
+    `keep`: after the run the process may stay, with its base in memory, for another run over the same base.
     `adapter` is the folder of a published adapter, that of `source_job`: then nothing is trained, and merged models are
     made of it. The dataset of such a job may be gone, which leaves `train_file` empty.
     """
@@ -84,6 +89,7 @@ class TrainSpec:
     limits: dict[str, int] = field(default_factory=dict)
     adapter: str | None = None
     source_job: str | None = None
+    keep: bool = False
 
     @property
     def config_hash(self) -> str:
@@ -104,6 +110,19 @@ class TrainSpec:
         """Read `spec.json` from `folder`."""
         values = json.loads((folder / SPEC_FILE).read_text())
         return cls(**{**values, "base": BaseRef(**values["base"])})
+
+    def base_key(self) -> str | None:
+        """Return what a base in memory must have been loaded by to serve this run; None if none may be kept for it.
+
+        The files of the base count by size and time: an operator may have put another model into the same folder.
+        """
+        if not self.keep or self.adapter is not None or self.job.get("method") == "full":
+            return None
+        root = Path(self.base.path)
+        found = ((path.relative_to(root).as_posix(), path.stat()) for path in sorted(root.rglob("*")) if path.is_file())
+        files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
+        asked = [self.job.get("method"), self.job.get("quantization"), self.device]
+        return json.dumps([asdict(self.base), asked, files], sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -174,7 +193,14 @@ class Failed:
     param: str | None = None
 
 
-Message = Stage | Note | Progress | Metrics | Checkpoint | Result | Failed
+@dataclass(frozen=True)
+class Idle:
+    """The run has ended as with exit code 0, and the child waits for another one over the same base."""
+
+    type: ClassVar[str] = "idle"
+
+
+Message = Stage | Note | Progress | Metrics | Checkpoint | Result | Failed | Idle
 
 
 class Said(Protocol):
@@ -234,4 +260,4 @@ def _storable(value: Any) -> Any:
     return [_storable(item) for item in value] if isinstance(value, list) else value
 
 
-decode: Callable[[bytes], Message] = decoder(Stage, Note, Progress, Metrics, Checkpoint, Result, Failed)
+decode: Callable[[bytes], Message] = decoder(Stage, Note, Progress, Metrics, Checkpoint, Result, Failed, Idle)

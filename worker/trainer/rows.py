@@ -46,7 +46,7 @@ def prepare_rows(run: Run, facts: BaseFacts) -> None:
     run.tell(*run.options.choices)
     if facts.shape is not None:
         rows = rows_of(run.job, train.census)
-        run.report["memory"] = estimated(run.job, facts.shape, rows, run.options, run.device)
+        run.report["memory"] = estimated(run.job, facts.shape, rows, run.options, run.device, run.holder.held_bytes)
     run.report["data"] = train.census.report()
     run.highest_token = max(train.census.highest, int(run.tokenizer.pad_token_id or 0))
     if validation:
@@ -65,9 +65,9 @@ def rows_of(job: JobSpec, census: Census) -> Rows:
 def _plan_memory(run: Run, facts: BaseFacts, census: Census) -> None:
     """Choose what the job leaves open, unless the run that goes on has chosen already."""
     if run.plan is None and facts.shape is not None:
-        fit = fit_to(run.job, facts.shape, rows_of(run.job, census), run.device)
+        fit = fit_to(run.job, facts.shape, rows_of(run.job, census), run.device, run.holder.held_bytes)
         run.plan = fit.plan
-        run.tell(*tightness(fit, run.device))
+        run.tell(*tightness(fit, run.device, run.holder.held_bytes))
 
 
 def _prompts(run: Run, facts: BaseFacts, *, plain: bool) -> list[Prompt]:

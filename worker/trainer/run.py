@@ -12,6 +12,7 @@ from common.schemas.precision import PrecisionRead
 from worker.data.limits import Limits
 from worker.data.source import Source
 from worker.ml.checkpoint import BEST_WEIGHTS
+from worker.trainer.holding import Holder
 from worker.trainer.lifeline import Wishes
 from worker.trainer.protocol import Message, Note, TrainSpec
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """One attempt at a job. The fields below `limits` are filled by the stages, in order."""
+    """One attempt at a job. The fields below `holder` are filled by the stages, in order."""
 
     folder: Path
     spec: TrainSpec
@@ -42,6 +43,7 @@ class Run:
     send: Callable[[Message], None]
     wishes: Wishes
     limits: Limits = field(default_factory=Limits)
+    holder: Holder = field(default_factory=Holder)
     report: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)

@@ -13,6 +13,7 @@ import torch
 from tests.worker.trainer import tiny
 from worker.trainer.__main__ import read_run, run_stages
 from worker.trainer.faults import classify
+from worker.trainer.holding import Holder
 from worker.trainer.lifeline import Wishes
 from worker.trainer.protocol import Failed, Message, Metrics, Note, Result
 from worker.trainer.run import Run
@@ -69,8 +70,13 @@ class Attempt:
         return (self.folder / "out" / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-def attempt(folder: Path, wishes: Wishes | None = None, on_message: Callable[[Message], None] | None = None) -> Attempt:
-    """Run the job laid out in `folder` in this process."""
+def attempt(
+    folder: Path,
+    wishes: Wishes | None = None,
+    on_message: Callable[[Message], None] | None = None,
+    holder: Holder | None = None,
+) -> Attempt:
+    """Run the job laid out in `folder` in this process; its base may be in `holder` from the job before."""
     made = Attempt(folder)
 
     def send(message: Message) -> None:
@@ -79,7 +85,7 @@ def attempt(folder: Path, wishes: Wishes | None = None, on_message: Callable[[Me
             on_message(message)
 
     try:
-        made.run = read_run(folder, send, wishes or Wishes())
+        made.run = read_run(folder, send, wishes or Wishes(), holder)
         run_stages(made.run)
     except BaseException as error:
         made.code, failure = classify(error)
