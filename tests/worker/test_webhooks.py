@@ -21,6 +21,7 @@ from common.schemas.jobs import JobSpec
 from common.schemas.webhooks import WebhookCreate
 from common.webhooks import history, outbox, registry
 from tests.processes import Processes, wait_until
+from tests.worker.conftest import Bench
 from tests.worker.peers import certificate
 from tests.worker.receiver import Message, Receiver, receiving
 from tests.worker.test_fetch import changed
@@ -99,6 +100,20 @@ def test_a_message_is_signed_as_the_specification_says(sender: Sender, receiver:
     assert message.id == row.id and (row.state, row.answer) == ("delivered", 204)
     with pytest.raises(WebhookVerificationError):
         message.verified("whsec_" + "A" * 43 + "=")
+
+
+def test_the_whole_life_of_a_job_is_told(bench: Bench, receiver: Receiver):
+    sender = Sender(bench.context)
+    hook = sender.hook(receiver.url)
+    job_id = bench.submit(steps=2, team="red")
+    bench.check()
+    bench.train()
+    sender.deliver_until(lambda: all(row.state == "delivered" for row in sender.rows()), "everything to be taken")
+    told = sorted((message.verified(hook.secret) for message in receiver.messages), key=lambda it: it["data"]["cursor"])
+    assert [payload["type"] for payload in told] == ["job.validating", "job.queued", "job.running", "job.succeeded"]
+    last = told[-1]["data"]
+    assert (last["id"], last["status"], last["step"], last["max_steps"]) == (job_id, "succeeded", 2, 2)
+    assert last["metadata"] == {"team": "red"} and last["error"] is None
 
 
 def test_during_a_rotation_both_secrets_verify(sender: Sender, receiver: Receiver):
