@@ -17,7 +17,7 @@ from common.db.rows import JobRow
 from common.errors import LeaseLost
 from common.jobs import lifecycle, queries
 from common.jobs.lifecycle import Event, MetricPoint, user
-from tests.contract.test_lifecycle import PUBLISHED, Jobs
+from tests.contract.test_lifecycle import PUBLISHED, WORKER_WRITES, Jobs
 from tests.processes import wait_until
 
 # Several rows go to Postgres as a pipeline, which once took its timer back.
@@ -68,6 +68,23 @@ def test_metrics_that_are_told_twice_are_shown_once(jobs: Jobs):
         jobs.do(lifecycle.advance, claim, metrics=points)
     with jobs.sessions.read() as session:
         assert [point.step for point in queries.metrics(session, claim.job_id).data] == [1, 2]
+
+
+@pytest.mark.parametrize("write", WORKER_WRITES.values(), ids=WORKER_WRITES)
+def test_a_write_that_waited_for_its_row_until_the_lease_had_ended_is_refused(jobs: Jobs, write: Callable):
+    """Whoever held the row gave it back as it was: Postgres does not ask the UPDATE's conditions a second time."""
+    jobs.checked()
+    claim = jobs.claim(lease_s=1.0)
+    before = jobs.row(claim.job_id).version
+    with ThreadPoolExecutor(1) as pool, pytest.raises(LeaseLost):
+        with jobs.sessions.write() as session:
+            session.execute(select(JobRow.id).where(JobRow.id == claim.job_id).with_for_update())
+            written = pool.submit(jobs.do, write, claim)
+            ended = select(JobRow.lease_expires_at < db_now()).where(JobRow.id == claim.job_id)
+            wait_until(lambda: bool(session.scalar(ended)), 10, "the end of the lease")
+            session.rollback()
+        written.result(30)
+    assert jobs.row(claim.job_id).version == before
 
 
 def test_a_stuck_transaction_does_not_keep_the_sweeper_from_other_jobs(postgres_jobs: Jobs):

@@ -89,6 +89,14 @@ def owned(claim: Claim, statuses: Sequence[str]) -> list[ColumnElement[bool]]:
     ]
 
 
+def hold(session: Session, job_id: str) -> None:
+    """Wait for the job's row and keep it until the transaction ends; only then is it time to ask whether a lease lives.
+
+    Postgres asks before it waits, and asks again only if whom it waited for has changed the row.
+    """
+    session.execute(select(jobs.c.id).where(jobs.c.id == job_id).with_for_update())
+
+
 def outcome(queued: Event) -> EventOf:
     """Return the event for where an interrupted run went: `queued`, or what the user had wished for."""
     meant = {
@@ -116,6 +124,7 @@ def change(
 
 def settle(session: Session, claim: Claim, verb: states.Verb, values: dict[str, Any], event: Event | EventOf) -> str:
     """Run one guarded UPDATE of a worker and return the new status; raises LeaseLost where the guard held nothing."""
+    hold(session, claim.job_id)
     status = change(session, owned(claim, states.sources(verb)), values, event)
     if status is None:
         raise LeaseLost(f"attempt {claim.epoch} no longer owns {claim.job_id}: {verb} was refused")
@@ -134,6 +143,7 @@ def book_usage(session: Session, job_id: str) -> None:
 
 def guarded(session: Session, claim: Claim, statuses: Sequence[str], values: dict[str, Any]) -> int:
     """Run one guarded UPDATE that changes no state; return the sequence number after it. Raises LeaseLost."""
+    hold(session, claim.job_id)
     statement = update(jobs).where(*owned(claim, statuses)).values(values).returning(jobs.c.seq)
     seq = session.execute(statement).scalar_one_or_none()
     if seq is None:
@@ -143,6 +153,7 @@ def guarded(session: Session, claim: Claim, statuses: Sequence[str], values: dic
 
 def locked(session: Session, claim: Claim, verb: states.Verb) -> Any:
     """Lock the row that a worker owns and return its counts and the user's wish; may raise LeaseLost."""
+    hold(session, claim.job_id)
     columns = (jobs.c.crashes, jobs.c.faults, jobs.c.shrink, jobs.c.desired)
     row = session.execute(select(*columns).where(*owned(claim, states.sources(verb))).with_for_update()).one_or_none()
     if row is None:

@@ -17,6 +17,7 @@ from common.jobs.lifecycle.guards import (
     clock,
     failed_event,
     guarded,
+    hold,
     insert_events,
     jobs,
     locked,
@@ -63,6 +64,7 @@ def renew(session: Session, claim: Claim) -> str:
     Raises:
         LeaseLost: the lease has ended or another attempt owns the job. Kill the trainer and write nothing.
     """
+    hold(session, claim.job_id)
     statement = (
         update(jobs)
         .where(*owned(claim, ("running", "validating")))
@@ -116,7 +118,7 @@ def checkpointed(
     Telling it twice changes nothing: the answer to the first commit may have been lost with its connection.
     """
     # One after the other, or two that are told at the same moment would both find nothing there.
-    session.execute(select(jobs.c.id).where(jobs.c.id == claim.job_id).with_for_update())
+    hold(session, claim.job_id)
     same = (CheckpointRow.job_id == claim.job_id, CheckpointRow.epoch == claim.epoch, CheckpointRow.step == step)
     if session.scalar(select(CheckpointRow.step).where(*same)) is not None:
         return
