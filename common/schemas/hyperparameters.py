@@ -57,9 +57,12 @@ class Hyperparameters(Strict):
     early_stopping_patience: Annotated[int, Field(ge=0, le=1000)] | Auto = 0
     early_stopping_threshold: Annotated[float, Field(ge=0, le=1000)] | Auto = 0.0
     load_best_model_at_end: bool | Auto = "auto"
+    max_loss_ratio: Annotated[float, Field(ge=0, le=1000)] | Auto = 3.0
 
     @model_validator(mode="after")
     def _steps_agree(self) -> Hyperparameters:
+        if self.max_loss_ratio != "auto" and 0 < self.max_loss_ratio <= 1:
+            raise ValueError("max_loss_ratio: the loss would be above that at once; use 0 for never, or more than 1")
         if self.max_steps == 0:
             raise ValueError("max_steps: 0 trains nothing; use -1 for no limit, or a positive number")
         if self.warmup_steps not in (0, "auto") and self.warmup_ratio not in (0, "auto"):

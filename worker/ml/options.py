@@ -35,7 +35,7 @@ class Options:
 
     `checkpointing`: every how many layers activations are recomputed, 0 for none. `packing`: bfd, wrapped or None.
     `patience`: evaluations without an improvement by more than `threshold` after which the run stops, 0 for never;
-    `keep_best`: what is published are the weights of the best evaluation.
+    `keep_best`: what is published are the weights of the best evaluation. `max_loss_ratio`: see `worker.ml.trend`.
     """
 
     num_train_epochs: float
@@ -62,6 +62,7 @@ class Options:
     patience: int
     threshold: float
     keep_best: bool
+    max_loss_ratio: float
     total_steps: int
     choices: tuple[Choice, ...] = ()
 
@@ -151,6 +152,7 @@ def settle(
         packing=packing,
         patience=patience,
         threshold=pick("early_stopping_threshold", 0.0),
+        max_loss_ratio=pick("max_loss_ratio", 3.0),
         keep_best=patience > 0 if keep_best == "auto" else keep_best,
         total_steps=steps,
     )

@@ -28,7 +28,7 @@ _DEVICE = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "cuDNN error", "NVML",
 
 
 class Diverged(TuneryError):
-    """The loss is not a number any more."""
+    """The loss is not a number any more, or has exploded."""
 
     code = "diverged"
 

@@ -45,6 +45,13 @@ class Keeper(TrainerCallback):
         written = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if not all_finite(written):
             raise diverged(f"the trained weights are not finite at step {state.global_step}")
+        if self._out_of_bounds(state, control):
+            # What an explosion has already spoilt must not take the place of the last good checkpoint.
+            shutil.rmtree(written)
+            loss = f"its loss is {self._run.trend.recent[-1]:.4g}"
+            message = f"the checkpoint at step {state.global_step} is not kept: {loss}"
+            self._run.send(Note("checkpoint.withheld", message, "warning", {"step": state.global_step}))
+            return
         if self._run.best_weights.is_file():
             os.link(self._run.best_weights, written / BEST_WEIGHTS)
         name = f"step-{state.global_step:08d}"
@@ -52,6 +59,11 @@ class Keeper(TrainerCallback):
         target.parent.mkdir(exist_ok=True)
         seal(written, target, self._manifest(state))
         self._run.send(Checkpoint(state.global_step, f"checkpoints/{name}"))
+
+    def _out_of_bounds(self, state: TrainerState, control: TrainerControl) -> bool:
+        # Where the run leaves or ends here, going on needs this very step.
+        leaves = control.should_training_stop or state.global_step >= state.max_steps
+        return not leaves and self._run.trend.out_of_bounds(self._run.options.max_loss_ratio)
 
     def _manifest(self, state: TrainerState) -> Manifest:
         run = self._run
@@ -63,7 +75,7 @@ class Keeper(TrainerCallback):
             versions=versions(),
             threads=run.threads,
             counters=run.counters.as_dict()
-            | {"metrics": run.metrics, "best": asdict(run.best), "samples": run.samples}
+            | {"metrics": run.metrics, "best": asdict(run.best), "trend": asdict(run.trend), "samples": run.samples}
             | {"plan": asdict(run.plan) if run.plan else None},
         )
 

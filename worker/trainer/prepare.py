@@ -26,6 +26,7 @@ from worker.ml.offload import require_recomputing
 from worker.ml.packing import require_isolation
 from worker.ml.precision import choose_precision, pick_device
 from worker.ml.sft import Counters
+from worker.ml.trend import Trend
 from worker.ml.vocabulary import grow, num_rows, rows_needed
 from worker.trainer.protocol import Note
 from worker.trainer.rows import prepare_rows
@@ -72,7 +73,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def _find_resume(run: Run) -> None:
-    run.counters, run.best = Counters(), Best()
+    run.counters, run.best, run.trend = Counters(), Best(), Trend()
     if run.spec.resume_from is None:
         return
     run.resumed = verify(run.folder / run.spec.resume_from, run.spec.config_hash)
@@ -89,6 +90,8 @@ def _find_resume(run: Run) -> None:
 def _take_counters(run: Run, counters: dict[str, Any]) -> None:
     run.metrics, run.samples = counters.pop("metrics"), counters.pop("samples")
     run.best = Best(**counters.pop("best"))
+    # Checkpoints of versions before have none.
+    run.trend = Trend(**counters.pop("trend", {}))
     # Chosen once: another card may have other memory, and the run has to go on as it began.
     chosen = counters.pop("plan", None)
     run.plan = BatchPlan(**chosen) if chosen else None

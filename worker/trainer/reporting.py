@@ -75,9 +75,19 @@ class Reporter(TrainerCallback):
             # Steps that ended unseen share the time since.
             seconds = self._spent_s / len(settled)
             self._run.counters.add(facts, seconds)
+            self._stop_an_explosion(facts.loss, self._run.counters.steps)
             self._pace.append((facts.tokens, seconds))
         if settled:
             self._spent_s = 0.0
+
+    def _stop_an_explosion(self, loss: float, step: int) -> None:
+        trend, ratio = self._run.trend, self._run.options.max_loss_ratio
+        trend.see(loss)
+        if trend.exploded(ratio):
+            raise diverged(
+                f"the loss has exploded: {trend.level:.4g} at step {step} (median of {len(trend.recent)} steps), "
+                f"more than {ratio:g} times the lowest before, {trend.lowest:.4g}"
+            )
 
     def _report_progress(self, state: TrainerState) -> None:
         now = time.monotonic()

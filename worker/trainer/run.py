@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from worker.ml.precision import Precision
     from worker.ml.prompts import Prompt
     from worker.ml.sft import Counters, Trainer
+    from worker.ml.trend import Trend
 
 
 @dataclass
@@ -66,6 +67,7 @@ class Run:
     resumed: Manifest | None = field(init=False, default=None)
     counters: Counters = field(init=False)
     best: Best = field(init=False)
+    trend: Trend = field(init=False)
     trainer: Trainer = field(init=False)
 
     @property

@@ -110,6 +110,47 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, go: Go):
     assert not (made.folder / "checkpoints").exists()
 
 
+def explode_at(monkeypatch: pytest.MonkeyPatch, at_step: int) -> None:
+    """Let the update of a step throw the output head far off: its loss stays a number, and training goes on."""
+    from worker.ml.sft import Trainer
+
+    step = Trainer.training_step
+
+    def thrown(self: Trainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = step(self, *args, **kwargs)
+        if self.state.global_step == at_step:
+            self.model.lm_head.weight.data.mul_(-60)
+        return loss
+
+    monkeypatch.setattr(Trainer, "training_step", thrown)
+
+
+LONG = {
+    "method": "full", "learning_rate": 1e-2, "max_steps": 60, "save_steps": 6, "logging_steps": 1,
+    "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "lr_scheduler_type": "constant",
+}  # fmt: skip
+
+
+def test_an_exploding_loss_stops_the_run_and_the_checkpoints_are_from_before(go: Go, monkeypatch: pytest.MonkeyPatch):
+    explode_at(monkeypatch, 25)
+    made = go(tiny.chat_rows(40), **LONG)
+    assert made.code == protocol.DIVERGED and made.failure.code == "diverged", made.losses
+    assert "the loss has exploded" in made.failure.message and made.failure.param == "hyperparameters.learning_rate"
+    assert 26 < len(made.losses) < 26 + 20, "within a window"
+    assert min(made.losses[26:]) > 3 * min(made.losses), "it was an explosion, not noise"
+    kept = sorted(path.name for path in (made.folder / "checkpoints").iterdir())
+    assert kept == [f"step-{step:08d}" for step in (6, 12, 18, 24)]
+    assert [note.data["step"] for note in made.notes("checkpoint.withheld")] == [30]
+
+
+@pytest.mark.parametrize("ratio", [0, 1000.0])
+def test_unless_the_job_lets_it(go: Go, monkeypatch: pytest.MonkeyPatch, ratio: float):
+    explode_at(monkeypatch, 25)
+    made = go(tiny.chat_rows(40), **LONG, max_loss_ratio=float(ratio))
+    assert made.code == protocol.DONE and max(made.losses) > 20
+    assert len(list((made.folder / "checkpoints").iterdir())) == 10 and not made.notes("checkpoint.withheld")
+
+
 def test_a_checkpoint_with_broken_weights_is_not_kept(go: Go, monkeypatch: pytest.MonkeyPatch):
     from worker.ml.sft import Trainer
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from common.schemas.hyperparameters import Hyperparameters
 from tests.worker.trainer import tiny
 from tests.worker.trainer.conftest import Attempt, Go
 from worker.trainer.protocol import Checkpoint, Progress
@@ -344,34 +345,7 @@ def test_the_chat_template_of_the_request_is_used_and_saved(go: Go):
 
 
 def test_everything_may_be_auto(go: Go):
-    names = [
-        "num_train_epochs",
-        "learning_rate",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "max_length",
-        "max_steps",
-        "save_steps",
-        "eval_steps",
-        "logging_steps",
-        "warmup_ratio",
-        "warmup_steps",
-        "lr_scheduler_type",
-        "weight_decay",
-        "max_grad_norm",
-        "optim",
-        "adam_beta1",
-        "adam_beta2",
-        "adam_epsilon",
-        "neftune_noise_alpha",
-        "gradient_checkpointing",
-        "group_by_length",
-        "packing",
-        "loss",
-        "early_stopping_patience",
-        "early_stopping_threshold",
-        "load_best_model_at_end",
-    ]
+    names = list(Hyperparameters.model_fields)
     made = go(**dict.fromkeys(names, "auto"))
     chosen = made.notes("auto.resolved")[0].data
     # What loss "auto" came to depends on the rows: another event says it. The best weights go with early stopping.
