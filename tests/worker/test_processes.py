@@ -146,6 +146,14 @@ def test_once_takes_one_job_without_a_broker(fleet: Fleet):
     assert sorted(fleet.bench.row(job).status for job in jobs) == ["queued", "succeeded"]
 
 
+def test_a_worker_with_an_idle_timeout_takes_what_waits_and_leaves(fleet: Fleet):
+    jobs = [fleet.bench.submit(), fleet.bench.submit()]
+    fleet.bench.check()
+    worker = fleet.run("train", "--idle-timeout", "1.5", broker_url=SecretStr("redis://127.0.0.1:1/0"))
+    assert worker.wait(30) == 0
+    assert [fleet.bench.row(job).status for job in jobs] == ["succeeded", "succeeded"]
+
+
 def test_a_lost_bell_is_rung_again_by_the_sweeper(fleet: Fleet):
     job_id = fleet.bench.submit()
     fleet.bench.context.doorbell.close()

@@ -218,6 +218,16 @@ def test_a_checkpoint_that_is_not_whole_is_refused(bench: Bench, damage: str):
     assert told["checkpoint.refused"]["step"] == newest.step and told["job.restored"]["step"] == older.step
 
 
+def test_a_worker_without_the_disk_reserve_takes_no_job(bench: Bench):
+    job_id = bench.submit()
+    bench.check()
+    object.__setattr__(bench.context.settings, "disk_reserve_bytes", 1 << 60)
+    assert bench.supervisor().work_off() == 0
+    assert (bench.row(job_id).status, bench.row(job_id).attempts) == ("queued", 0)
+    object.__setattr__(bench.context.settings, "disk_reserve_bytes", 0)
+    assert bench.supervisor().work_off() == 1 and bench.row(job_id).status == "succeeded"
+
+
 def test_the_trainer_holds_no_credentials(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     for name in ("TUNERY_S3_SECRET_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "TUNERY_HF_TOKEN", "DATABASE_URL"):
         monkeypatch.setenv(name, "canary")

@@ -243,6 +243,24 @@ def test_a_quota_that_the_operator_set(client: Tunery, tunery):
     assert tunery("admin", "quota", "acme", "--max-queued", "many").exit_code == 2
 
 
+def test_reconcile_tells_and_removes_what_no_row_names(
+    client: Tunery, tunery, s3: S3, environment: dict[str, str], tmp_path: Path
+):
+    bucket, store = environment["TUNERY_S3_BUCKET"], s3.client()
+    store.put_object(Bucket=bucket, Key="acme/datasets/orphan", Body=b"x")
+    told = json.loads(tunery("-o", "json", "admin", "reconcile", "--remove", "1").stdout)
+    assert "acme/datasets/orphan" in told["orphans"] and told["removed"] == [], "it is younger than an hour"
+    told = json.loads(tunery("-o", "json", "admin", "reconcile", "--remove", "0").stdout)
+    assert "acme/datasets/orphan" in told["removed"]
+    (tmp_path / "kept.jsonl").write_text('{"text": "kept"}')
+    kept = client.datasets.upload(tmp_path / "kept.jsonl")
+    (key,) = [item["Key"] for item in store.list_objects_v2(Bucket=bucket)["Contents"] if kept.sha256 in item["Key"]]
+    store.delete_object(Bucket=bucket, Key=key)
+    lost = tunery("admin", "reconcile")
+    assert lost.exit_code == 1 and f"missing  {key}  of {kept.id}" in lost.stdout
+    client.datasets.delete(kept.id)
+
+
 def test_pages_follow_each_other(client: Tunery):
     made = [client.jobs.create("tiny-base", "s3://bucket/x.jsonl", metadata={"pages": "yes"}).id for _ in range(5)]
     found, after = [], None
