@@ -82,7 +82,7 @@ def record(session: Session, job_id: str, cursor: int, message: str) -> None:
 
 def _facts(job: Any, cursor: int, message: str) -> dict[str, Any]:
     spec = job.spec
-    names = ("id", "status", "model", "step", "max_steps", "error", "metadata")
+    names = ("id", "status", "model", "step", "max_steps", "error", "metadata", "source_job")
     return {name: getattr(job, name) for name in names} | {
         "suffix": spec.get("suffix"),
         "attempt": job.epoch,

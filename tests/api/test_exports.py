@@ -113,3 +113,13 @@ def test_only_a_finished_adapter_is_exported(client: httpx2.Client) -> None:
     waiting = client.post("/jobs", json=SPEC).json()["id"]
     answer = client.post(f"/jobs/{waiting}/export", json={})
     assert answer.status_code == 409 and answer.json()["code"] == "cannot_export" and answer.json()["hint"]
+
+
+def test_an_export_is_not_cloned_and_its_webhook_names_the_source(client: httpx2.Client, source: str) -> None:
+    hook = client.post("/webhooks", json={"url": "https://example.com/hook"}).json()["id"]
+    made = client.post(f"/jobs/{source}/export", json={"export": ["merged"]}).json()["id"]
+    refused = client.post(f"/jobs/{made}/clone", json={"suffix": "b"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "cannot_clone") and source in refused.json()["hint"]
+    [told] = client.get(f"/webhooks/{hook}/deliveries").json()["data"]
+    assert (told["type"], told["job"], told["payload"]["data"]["source_job"]) == ("job.queued", made, source)
+    assert client.post(f"/jobs/{source}/clone", json={"suffix": "b"}).status_code == 201
