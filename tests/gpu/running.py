@@ -12,7 +12,7 @@ from tests.worker.trainer import tiny
 if TYPE_CHECKING:
     from tests.worker.trainer.conftest import Attempt
 
-_JOB = ("method", "lora", "quantization", "shrink")
+_JOB = ("method", "lora", "quantization", "shrink", "seed", "export")
 
 
 def run(

@@ -107,13 +107,13 @@ def _one_thread() -> Iterator[None]:
 class Talk:
     """An engine in this process, and what it said."""
 
-    def __init__(self, base: Path, compute: str = "float32", **bounds: Any):
+    def __init__(self, base: Path, compute: str = "float32", device: str = "cpu", **bounds: Any):
         from worker.serve.engine.engine import Engine
 
         self.said: list[Message] = []
         self.on_message: Callable[[Message], None] = lambda message: None
         self.inbox = Inbox()
-        spec = ServeSpec(BaseRef(str(base), "tiny"), "lora", {"bnb_4bit_compute_dtype": compute}, "cpu", 1, **bounds)
+        spec = ServeSpec(BaseRef(str(base), "tiny"), "lora", {"bnb_4bit_compute_dtype": compute}, device, 1, **bounds)
         self.engine = Engine(spec, base_check(base), self.inbox, self._hear)
 
     def _hear(self, message: Message) -> None:
