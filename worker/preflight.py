@@ -7,10 +7,9 @@ with bounded memory and time.
 from __future__ import annotations
 
 import logging
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from queue import Empty
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
@@ -23,15 +22,13 @@ from common.errors import InfraError, LeaseLost, UserError
 from common.jobs import doorbell, lifecycle, queries
 from common.jobs.lifecycle import Claim, Failure, Limits
 from common.schemas.jobs import JobSpec
-from worker import bases, failures, specs
-from worker.child import Child
+from worker import bases, failures, previews, specs
+from worker.asking import ask
 from worker.heart import Heart, Interrupted
-from worker.trainer import protocol
-from worker.trainer.protocol import Failed, Message, Result, TrainSpec
+from worker.trainer.protocol import Result, TrainSpec
 from worker.workplace import Device, Workplace
 from worker.writing import persist
 
-_POLL_S = 0.2
 _log = logging.getLogger(__name__)
 
 
@@ -39,6 +36,10 @@ class Preflight:
     """Checks jobs."""
 
     kind = doorbell.PREFLIGHT
+
+    def prepare(self, context: Context, workplace: Workplace, draining: threading.Event) -> None:
+        """Make the previews that wait: somebody sits before them."""
+        previews.make_all(context, workplace, draining)
 
     def claim(self, context: Context, worker_id: str) -> Claim | None:
         """Claim the next job that waits for its check."""
@@ -71,7 +72,10 @@ class _Check:
     def run(self) -> None:
         try:
             spec = self._fetch()
-            answer = self._ask(spec)
+            settings = self._context.settings
+            command = [settings.preflight_module, str(self._folder)]
+            alive, timeout_s = self._heart.check_mere_life, settings.preflight_timeout_s
+            answer = ask(command, self._folder, settings, alive, timeout_s)
         except UserError as error:
             self._reject(failures.of_user(error))
         except InfraError as error:
@@ -102,61 +106,6 @@ class _Check:
         path = bases.fetch(base, context.settings, alive, weights=False)
         files = specs.fetch_files(context, job, self._folder, alive)
         return specs.write(self._folder, specs.of(context.settings, self._claim, job, base, path, files), device="cpu")
-
-    def _ask(self, spec: TrainSpec) -> Result | Failure:
-        """Run the check as a child; return its report, or why it says no, or how it died."""
-        settings = self._context.settings
-        child = Child(
-            [settings.preflight_module, str(self._folder)],
-            self._folder,
-            protocol.decode,
-            address_space_bytes=settings.preflight_memory_bytes,
-        )
-        try:
-            answer, late = self._listen(child, time.monotonic() + settings.preflight_timeout_s)
-        except BaseException:
-            child.kill()
-            raise
-        finally:
-            code = child.wait()
-        if late:
-            return Failure(
-                "user_error",
-                "check_too_long",
-                f"dataset: the check did not end within {settings.preflight_timeout_s:.0f} s",
-                "Split the dataset.",
-                "dataset",
-            )
-        if isinstance(answer, Failed) and code == protocol.BAD_INPUT:
-            return Failure("user_error", answer.code, answer.message, answer.hint, answer.param)
-        if isinstance(answer, Result) and code == protocol.DONE:
-            return answer
-        _log.warning("%s: the check ended with %d:\n%s", spec.job_id, code, child.log_tail())
-        return Failure(
-            "crash",
-            "check_died",
-            f"The check of the dataset died (exit code {code}).",
-            "A row may need more memory than the operator allows.",
-            "dataset",
-        )
-
-    def _listen(self, child: Child[Message], deadline: float) -> tuple[Result | Failed | None, bool]:
-        answer: Result | Failed | None = None
-        while True:
-            self._heart.check_mere_life()
-            if time.monotonic() > deadline:
-                child.kill()
-                return None, True
-            try:
-                message = child.messages.get(timeout=_POLL_S)
-            except Empty:
-                if child.ended:
-                    child.kill()  # what it started, and what keeps its output open
-                continue
-            if message is None:
-                return answer, False
-            if isinstance(message, Result | Failed):
-                answer = message
 
     def _settle(self, spec: TrainSpec, answer: Result | Failure) -> None:
         if isinstance(answer, Failure):

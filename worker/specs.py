@@ -62,14 +62,19 @@ def of(settings: Settings, claim: Claim, job: JobRow, base: Base, base_folder: P
         train_sha256=files.train.sha256 if files.train else str(job.dataset_sha256),
         validation_file=files.validation.file if files.validation else None,
         threads=settings.trainer_threads,
-        limits={
-            "max_bytes": settings.max_dataset_bytes,
-            "max_row_bytes": settings.max_row_bytes,
-            "max_rows": settings.max_rows,
-        },
+        limits=limits(settings),
         adapter=files.adapter,
         source_job=job.source_job,
     )
+
+
+def limits(settings: Settings) -> dict[str, int]:
+    """Return the bounds of a dataset as a child takes them."""
+    return {
+        "max_bytes": settings.max_dataset_bytes,
+        "max_row_bytes": settings.max_row_bytes,
+        "max_rows": settings.max_rows,
+    }
 
 
 def _unsigned(job: dict[str, Any]) -> dict[str, Any]:

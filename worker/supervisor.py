@@ -31,6 +31,9 @@ class Work(Protocol):
 
     kind: str
 
+    def prepare(self, context: Context, workplace: Workplace, draining: threading.Event) -> None:
+        """Do the short work that comes before any claim."""
+
     def claim(self, context: Context, worker_id: str) -> Claim | None:
         """Claim a job, or return None."""
 
@@ -98,8 +101,9 @@ class Supervisor:
         if not self._workplace.has_room():
             _log.error("the disk has less than TUNERY_DISK_RESERVE_BYTES free: this worker takes no job")
             return False
-        before = time.monotonic()
         try:
+            self._work.prepare(self._context, self._workplace, self.draining)
+            before = time.monotonic()
             claim = self._work.claim(self._context, self._workplace.id)
         except (DBAPIError, PoolTimeout) as error:
             _log.warning("the database does not answer (%s); the bell will ring again", type(error).__name__)

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from common import workers
+from common import previews, workers
 from common.audit import collect
 from common.context import Context
 from common.db.engine import db_now
@@ -113,6 +113,7 @@ class Sweeper:
         self._collect()
         with self._context.write() as session:
             workers.forget_silent(session)
+            previews.forget(session)
             session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < db_now() - IDEMPOTENCY_S))
             outbox.forget(session)
             session.execute(delete(UsageRow).where(UsageRow.ended_at < db_now() - USAGE_S))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from common.context import Context
 from common.jobs import doorbell, lifecycle
 from common.jobs.lifecycle import Claim
@@ -19,6 +21,9 @@ class Training:
     def __init__(self) -> None:
         self._held_base: str | None = None
         self._trainers: Trainers | None = None
+
+    def prepare(self, context: Context, workplace: Workplace, draining: threading.Event) -> None:
+        """Nothing: a GPU is for jobs."""
 
     def claim(self, context: Context, worker_id: str) -> Claim | None:
         """Claim the best queued job; one whose base lies here already comes first among the fresh ones."""

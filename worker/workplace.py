@@ -104,7 +104,13 @@ class Workplace:
     @contextmanager
     def job(self, claim: Claim) -> Iterator[Path]:
         """Yield an empty folder for one attempt, and remove it afterwards."""
-        folder = self.folder / f"{claim.job_id}-a{claim.epoch}"
+        with self.place(f"{claim.job_id}-a{claim.epoch}") as folder:
+            yield folder
+
+    @contextmanager
+    def place(self, name: str) -> Iterator[Path]:
+        """Yield an empty folder, and remove it afterwards."""
+        folder = self.folder / name
         folder.mkdir()
         try:
             yield folder

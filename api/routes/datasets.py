@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -14,16 +15,21 @@ from api import uploads
 from api.auth import AuthenticatedRoute, bearer
 from api.deps import Installation, Reading, WhoCalls
 from api.documentation import problem_answers
-from common import datasets
+from common import base_models, datasets, previews
+from common.context import Context
 from common.datasets import Content
 from common.errors import InfraError
 from common.schemas.datasets import Dataset, DatasetList
+from common.schemas.previews import ROWS_MAX, Loss, Preview, PreviewAsked
 
 router = APIRouter(
     prefix="/datasets", tags=["datasets"], route_class=AuthenticatedRoute, dependencies=[Depends(bearer)]
 )
 
 _KNOWN: dict[int | str, dict[str, Any]] = {200: {"model": Dataset, "description": "The same file is there already."}}
+_WAITING: dict[int | str, dict[str, Any]] = {202: {"model": Preview, "description": "It is still being made."}}
+# A preview takes seconds, and few people wait for one.
+_LOOK_S = 0.3
 _FORM_DOC: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -67,6 +73,49 @@ def list_datasets(
 ) -> DatasetList:
     """List datasets, newest first."""
     return datasets.page(session, who.tenant, after=after, limit=limit)
+
+
+@router.get("/{dataset_id}/preview", responses=_WAITING | problem_answers(404, 429))
+async def preview_dataset(
+    dataset_id: str,
+    response: Response,
+    context: Installation,
+    who: WhoCalls,
+    model: Annotated[str, Query(min_length=1, max_length=200, description="The base model, as a job names it.")],
+    rows: Annotated[int, Query(ge=1, le=ROWS_MAX)] = 5,
+    offset: Annotated[int, Query(ge=0, le=10_000_000, description="Rows to pass over.")] = 0,
+    max_length: Annotated[int | None, Query(ge=8, le=1_048_576, description="As in a job's hyperparameters.")] = None,
+    loss: Annotated[Loss, Query(description="As in a job's hyperparameters.")] = "auto",
+    wait: Annotated[int, Query(ge=0, le=60, description="Seconds to wait for a preflight worker's answer.")] = 20,
+) -> Preview:
+    """Show rows as the model will see them: by its chat template, token by token, with those that carry loss.
+
+    A preflight worker makes it. 202: it has not yet; the same call asks again, and is answered for ten minutes.
+    """
+    asked = PreviewAsked(dataset=dataset_id, model=model, rows=rows, offset=offset, max_length=max_length, loss=loss)
+    preview_id = await run_in_threadpool(_ask_preview, context, who.tenant, asked)
+    pauses = max(1, round(wait / _LOOK_S))
+    for _ in range(pauses):
+        found = await run_in_threadpool(_look_at_preview, context, who.tenant, preview_id)
+        if found.status == "ready" or not wait:
+            break
+        await asyncio.sleep(_LOOK_S)
+    if found.status == "waiting":
+        response.status_code = 202
+        response.headers["Retry-After"] = "1"
+    return found
+
+
+def _ask_preview(context: Context, tenant: str, asked: PreviewAsked) -> str:
+    with context.write() as session:
+        datasets.get(session, tenant, asked.dataset)
+        base_models.check(asked.model, context.settings)
+        return previews.ask(session, tenant, asked)
+
+
+def _look_at_preview(context: Context, tenant: str, preview_id: str) -> Preview:
+    with context.read() as session:
+        return previews.answered(session, tenant, preview_id)
 
 
 @router.get("/{dataset_id}", responses=problem_answers(404))

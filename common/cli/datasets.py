@@ -1,4 +1,4 @@
-"""`tunery datasets`: upload, list, rm."""
+"""`tunery datasets`: upload, list, preview, rm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from common.cli import state
 
-app = typer.Typer(no_args_is_help=True, help="Upload datasets, list and remove them.")
+app = typer.Typer(no_args_is_help=True, help="Upload datasets, list, preview and remove them.")
 
 
 @app.command()
@@ -58,6 +58,30 @@ def list_datasets(
     screen.table(columns, page)
     if page.has_more and page.next:
         screen.stderr().print(f"more: tunery datasets list --after {screen.sentence(page.next)}", style="dim")
+
+
+@app.command()
+def preview(
+    ctx: typer.Context,
+    dataset: Annotated[str, typer.Argument(help="Id or URI of an uploaded dataset.", metavar="DATASET")],
+    model: Annotated[str, typer.Option("--model", "-m", help="The base model whose template and tokens are used.")],
+    rows: Annotated[int, typer.Option("--rows", "-n", help="How many.", min=1, max=20)] = 5,
+    offset: Annotated[int, typer.Option(help="Rows to pass over.", min=0)] = 0,
+    max_length: Annotated[int | None, typer.Option(help="As in a job's hyperparameters.", min=8)] = None,
+    loss: Annotated[str, typer.Option(help="auto, all, completion or assistant.")] = "auto",
+    output: state.Output = None,
+) -> None:
+    """Show rows as the model will see them; what is trained on stands out."""
+    from common.cli import screen
+    from common.cli.previewed import show
+
+    options = state.of(ctx)
+    with options.connect() as client:
+        found = client.datasets.preview(dataset, model, rows=rows, offset=offset, max_length=max_length, loss=loss)
+    if options.as_json:
+        screen.as_json(found)
+    else:
+        show(found)
 
 
 @app.command("rm")

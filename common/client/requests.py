@@ -19,6 +19,7 @@ from common.schemas.estimates import JobEstimate
 from common.schemas.jobs import ArtifactList, EventList, JobList, JobRead, MetricList
 from common.schemas.keys import KeyCreated, KeyList
 from common.schemas.precision import PrecisionRead
+from common.schemas.previews import Preview
 from common.schemas.quotas import Quota, QuotaLimits
 from common.schemas.webhooks import Delivery, DeliveryList, WebhookCreated, WebhookList, WebhookRead
 from common.schemas.workers import BaseModelList, Worker, WorkerList
@@ -237,6 +238,21 @@ def get_dataset(dataset: str) -> Call[Dataset]:
 def delete_dataset(dataset: str) -> Call[Nothing]:
     """Return the removal of a dataset; takes its id or its URI."""
     return delete(f"/datasets/{segment(dataset.removeprefix('dataset:'))}")
+
+
+class PreviewFields(TypedDict, total=False):
+    """What a preview may be asked besides; None is the server's default."""
+
+    rows: int | None
+    offset: int | None
+    max_length: int | None
+    loss: str | None
+
+
+def preview_dataset(dataset: str | Dataset, model: str, fields: PreviewFields) -> Call[Preview]:
+    """Return the question for rows as `model` will see them; takes an id or a URI."""
+    name = dataset.id if isinstance(dataset, Dataset) else dataset.removeprefix("dataset:")
+    return get(f"/datasets/{segment(name)}/preview", Preview, model=model, wait=_LONG_POLL_S, **fields)
 
 
 def list_base_models() -> Call[BaseModelList]:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Unpack
 
 from common.client import requests
 from common.client.pages import Page
+from common.client.requests import PreviewFields
 from common.client.sending import Progress
 from common.client.transport import AsyncTransport, Transport
+from common.errors import InfraError
 from common.schemas.datasets import Dataset
 from common.schemas.keys import KeyCreated, KeyRead
+from common.schemas.previews import Preview
 from common.schemas.quotas import Quota, QuotaLimits
 from common.schemas.workers import BaseModelInfo, Worker
+
+
+def _require_time(deadline: float, timeout_s: float) -> None:
+    if time.monotonic() > deadline:
+        raise InfraError(
+            f"no preflight worker made the preview within {timeout_s:.0f} s",
+            code="preview_late",
+            hint="`tunery workers` lists them; one that checks a large dataset comes to previews afterwards",
+        )
 
 
 class Datasets:
@@ -32,6 +46,19 @@ class Datasets:
     def get(self, dataset: str) -> Dataset:
         """Return one dataset; takes an id or a URI."""
         return self._transport.send(requests.get_dataset(dataset))
+
+    def preview(
+        self, dataset: str | Dataset, model: str, *, timeout_s: float = 300, **fields: Unpack[PreviewFields]
+    ) -> Preview:
+        """Return rows as `model` will see them, token by token: `rows`, `offset`, `max_length` and `loss` choose.
+
+        Raises:
+            InfraError: no preflight worker answered within `timeout_s`.
+        """
+        call, deadline = requests.preview_dataset(dataset, model, fields), time.monotonic() + timeout_s
+        while (found := self._transport.send(call)).status == "waiting":
+            _require_time(deadline, timeout_s)
+        return found
 
     def delete(self, dataset: str) -> None:
         """Remove a dataset and its object; takes an id or a URI."""
@@ -121,6 +148,15 @@ class AsyncDatasets:
     async def get(self, dataset: str) -> Dataset:
         """Return one dataset; takes an id or a URI."""
         return await self._transport.send(requests.get_dataset(dataset))
+
+    async def preview(
+        self, dataset: str | Dataset, model: str, *, timeout_s: float = 300, **fields: Unpack[PreviewFields]
+    ) -> Preview:
+        """Return rows as `model` will see them; arguments and errors are those of `Datasets.preview`."""
+        call, deadline = requests.preview_dataset(dataset, model, fields), time.monotonic() + timeout_s
+        while (found := await self._transport.send(call)).status == "waiting":
+            _require_time(deadline, timeout_s)
+        return found
 
     async def delete(self, dataset: str) -> None:
         """Remove a dataset and its object; takes an id or a URI."""

@@ -304,6 +304,25 @@ class IdempotencyRow(Base):
     created_at: Mapped[float]
 
 
+class PreviewRow(Base):
+    """A preview of a dataset that a preflight worker makes: `id` is a hash of what was asked and by whom."""
+
+    __tablename__ = "previews"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    tenant: Mapped[str] = mapped_column(String(64))
+    asked: Mapped[dict[str, Any]] = mapped_column(Json)
+    state: Mapped[str] = mapped_column(String(16))
+    result: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    attempts: Mapped[int] = mapped_column(default=0)
+    worker_id: Mapped[str | None] = mapped_column(String(128))
+    lease_expires_at: Mapped[float | None]
+    created_at: Mapped[float]
+    expires_at: Mapped[float]
+
+    __table_args__ = (Index("previews_by_state", "state", "created_at"),)
+
+
 class WebhookRow(Base):
     """Where a tenant wants to be told. `events` None: of everything. The secret must be readable, to sign with it."""
 

@@ -94,12 +94,14 @@ class Ended:
     log: str
 
 
-def run_child(folder: Path, *, address_space_bytes: int, cpu_s: int = 60) -> Ended:
-    """Run `python -m worker.trainer.check` on `folder` under a cap on its address space, as a preflight worker does."""
+def run_child(
+    folder: Path, module: str = "worker.trainer.check", *arguments: str, address_space_bytes: int, cpu_s: int = 60
+) -> Ended:
+    """Run a check child on `folder` under a cap on its address space, as a preflight worker does."""
     environment = trainer_environment() | {"PYTHONPATH": str(ROOT)}
     out, err = folder / "out.log", folder / "err.log"
     bounds = [str(address_space_bytes), str(cpu_s), str(out), str(err)]
-    check = [sys.executable, "-P", "-m", "worker.trainer.check", str(folder)]
+    check = [sys.executable, "-P", "-m", module, str(folder), *arguments]
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", _SPAWN, *bounds, *check],
         stdin=subprocess.DEVNULL, capture_output=True, cwd=folder, env=environment, check=True,

@@ -5,9 +5,7 @@ Everything that can be known on a CPU is checked here, before a GPU is asked for
 
 from __future__ import annotations
 
-import os
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,11 +21,10 @@ from worker.ml.module_names import known_modules
 from worker.ml.options import settle
 from worker.ml.targets import check_held_in_4_bit, check_lora
 from worker.ml.vocabulary import rows_needed
-from worker.trainer.entry import claim_stdout, parse_job
-from worker.trainer.faults import classify
+from worker.trainer import entry
+from worker.trainer.entry import parse_job
 from worker.trainer.forks import allowed_processes
-from worker.trainer.lifeline import die_with_parent
-from worker.trainer.protocol import DONE, Message, Result, Stage, TrainSpec
+from worker.trainer.protocol import Message, TrainSpec
 
 
 def check(folder: Path, spec: TrainSpec, processes: int = 1) -> dict[str, Any]:
@@ -115,23 +112,9 @@ def _estimate(job: JobSpec, report: dict[str, Any], plan: BatchPlan | None) -> d
 
 def answer(folder: Path, send: Callable[[Message], None], processes: int = 1) -> int:
     """Check the job in `folder`, say the result, and return the exit code."""
-    try:
-        send(Stage("preflight"))
-        send(Result(check(folder, TrainSpec.read(folder), processes)))
-    except BaseException as error:
-        code, failure = classify(error)
-        if failure is not None:
-            traceback.print_exc()
-            send(failure)
-        return code
-    return DONE
+    return entry.answer(send, "preflight", lambda: check(folder, TrainSpec.read(folder), processes))
 
 
 if __name__ == "__main__":
-    die_with_parent()
-    # Only tokenizers are needed here: without torch transformers loads three times faster, in a third of the memory.
-    # None in sys.modules makes every import of it fail as if it were not installed.
-    sys.modules["torch"] = None  # type: ignore[assignment]
-    code = answer(Path(sys.argv[1]), claim_stdout(), allowed_processes())
-    sys.stderr.flush()
-    os._exit(code)
+    given = Path(sys.argv[1])
+    entry.leave_with("preflight", lambda: check(given, TrainSpec.read(given), allowed_processes()))

@@ -1,0 +1,91 @@
+"""A preview from the question over HTTP to a preflight worker and back, by client and command."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from typer.testing import CliRunner
+
+from common.cli.app import app
+from common.client import Tunery
+from common.errors import InvalidInput
+from tests.api.conftest import Api
+from tests.worker.trainer.tiny import build_base, chat_rows
+from worker.preflight import Preflight
+from worker.supervisor import Supervisor
+from worker.workplace import Device, Workplace
+
+
+@pytest.fixture
+def api(start: Callable[..., Api], sqlite_url: str, tmp_path: Path) -> Api:
+    return start(sqlite_url, work_dir=tmp_path / "work")
+
+
+@pytest.fixture
+def worker(api: Api, tmp_path: Path) -> Iterator[Supervisor]:
+    """A preflight worker that works when it is told to, and a base model that it can read."""
+    (tmp_path / "models" / "llama").mkdir()
+    build_base(tmp_path / "models" / "llama")
+    made = Supervisor(api.context, Preflight(), Workplace(api.context.settings), Device("cpu"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def dataset(client: httpx2.Client) -> str:
+    rows = "".join(json.dumps(row) + "\n" for row in chat_rows(7))
+    return str(client.post("/datasets", files={"file": ("train.jsonl", rows)}).json()["id"])
+
+
+def test_from_the_question_to_the_rows(
+    api: Api, client: httpx2.Client, worker: Supervisor, dataset: str, monkeypatch: pytest.MonkeyPatch
+):
+    url = f"/datasets/{dataset}/preview?model=llama&rows=2&wait="
+    waiting = client.get(url + "0")
+    assert (waiting.status_code, waiting.json()["status"]) == (202, "waiting") and waiting.headers["retry-after"] == "1"
+    # Who waits is answered as soon as the rows are there.
+    rendered = threading.Thread(target=worker.work_off)
+    rendered.start()
+    ready = client.get(url + "60")
+    rendered.join()
+    assert ready.status_code == 200, ready.text
+    told = ready.json()
+    assert [row["row"] for row in told["rows"]] == [1, 2] and told["has_more"] and told["max_length"] == 256
+    first = told["rows"][0]
+    answer = chat_rows(1)[0]["messages"][1]["content"]
+    assert "".join(token["text"] for token in first["tokens"] if token["trained"]) == f"{answer}<|im_end|>"
+    with Tunery(url=api.url, api_key=api.key) as tunery:
+        assert (
+            tunery.datasets.preview(f"dataset:{dataset}", "llama", rows=2).rows[0].num_trained == first["num_trained"]
+        )
+    monkeypatch.setenv("TUNERY_URL", api.url)
+    monkeypatch.setenv("TUNERY_API_KEY", api.key)
+    command = ["datasets", "preview", dataset, "--model", "llama", "--rows", "2"]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 0, shown.output
+    assert f"<|im_start|>assistant\n⟦{answer}<|im_end|>⟧" in shown.output and "more: --offset 2" in shown.output
+    as_json = CliRunner().invoke(app, [*command, "-o", "json"])
+    assert json.loads(as_json.stdout)["rows"][0]["tokens"] == first["tokens"]
+
+
+def test_what_cannot_be_shown_says_why(api: Api, client: httpx2.Client, worker: Supervisor, dataset: str):
+    for query, status, code in (
+        ("model=nobody", 400, "base_not_found"),
+        ("model=llama&rows=0", 400, "invalid_input"),
+        ("model=llama&loss=some", 400, "invalid_input"),
+    ):
+        found = client.get(f"/datasets/{dataset}/preview?{query}")
+        assert (found.status_code, found.json()["code"]) == (status, code), found.text
+    with api.client(api.new_key("other")) as stranger:
+        assert stranger.get(f"/datasets/{dataset}/preview?model=llama").status_code == 404
+    with Tunery(url=api.url, api_key=api.key) as tunery:
+        rendered = threading.Timer(1, worker.work_off)
+        rendered.start()
+        with pytest.raises(InvalidInput, match="max_length"):
+            tunery.datasets.preview(dataset, "llama", max_length=512)
+        rendered.join()
