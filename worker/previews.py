@@ -49,6 +49,10 @@ def _make(context: Context, workplace: Workplace, draining: threading.Event, row
         with context.write() as session:
             previews.give_back(session, row)
         return
+    except OSError:
+        # No folder could be made: the lease runs out, and another worker may have room.
+        _log.exception("the preview %s could not be begun", row.id)
+        return
     with context.write() as session:
         previews.settle(session, row, state, result)
 
