@@ -87,8 +87,20 @@ def test_gradients_in_16_bit_are_those_of_eager_layers_in_32(tmp_path: Path, way
 def test_a_job_stays_within_its_memory_and_follows_the_plain_path(tmp_path: Path):
     base = tiny.build_base(tmp_path / "base", hidden_size=1024, intermediate_size=4096, num_hidden_layers=4)
     options = {"max_steps": 6, "lora": {"lora_dropout": 0.0}, "gradient_checkpointing": "auto", "optim": "auto"}
+    # Small steps: two paths that differ by rounding drift apart with what they learn.
+    options["learning_rate"] = 1e-5
     plain = run(tmp_path / "plain", base, kernels="plain", **options)
     made = run(tmp_path / "fused", base, max_memory_gib=0.6, **options)
     assert made.code == plain.code == protocol.DONE and made.notes("kernels.fused")
     assert made.losses == pytest.approx(plain.losses, abs=0.02)
     assert made.result["peak_memory_bytes"] <= 0.6 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("dtype", "heads", "reason"), [("float32", 4, "in torch.float32"), ("bfloat16", 2, "heads of 512 numbers")]
+)
+def test_what_the_attention_kernel_does_not_take_stays_plain(tmp_path: Path, dtype: str, heads: int, reason: str):
+    base = tiny.build_base(tmp_path / "base", hidden_size=1024, num_attention_heads=heads, num_key_value_heads=heads)
+    made = run(tmp_path / "run", base, max_steps=1, quantization={"bnb_4bit_compute_dtype": dtype})
+    (note,) = made.notes("kernels.plain")
+    assert made.code == protocol.DONE and reason in note.message

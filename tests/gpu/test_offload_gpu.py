@@ -25,7 +25,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_card_holds_less_and_the_losses_are_the_same(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch):
-    options: dict[str, Any] = {"max_steps": 4, "lora": {"target_modules": "all-linear"}}
+    options: dict[str, Any] = {"max_steps": 4, "lora": {"target_modules": "all-linear"}, "kernels": "plain"}
     plain = run(tmp_path / "plain", base, **options)
     monkeypatch.setattr(loading, "room_for_weights", lambda _device: 4 * LAYER_BYTES)
     offloaded = run(tmp_path / "offloaded", base, quantization={"device_map": "auto"}, **options)

@@ -97,7 +97,7 @@ def reference(model: PeftModel, lora: Lora) -> PeftModel:
         source = getattr(module, "base_layer", module)
         if isinstance(source, Linear4bit):
             weight = dequantize_4bit(source.weight.data, source.weight.quant_state)
-            state[f"{name}.weight"] = weight.float()
+            state[f"{name}.weight".replace(".base_layer", "")] = weight.float()
     for name, parameter in base.named_parameters():
         if "lora_" not in name and getattr(parameter, "quant_state", None) is None:
             state[name.replace(".base_layer", "")] = parameter.data.float()

@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+# FlashAttention 2 takes no larger heads.
+_MOST_HEAD = 256
+
 
 @dataclass(frozen=True)
 class Spans:
@@ -49,6 +52,11 @@ class Attended:
 def has_kernel() -> bool:
     """Return whether this torch has the card's kernel."""
     return hasattr(torch.ops.aten, "_flash_attention_forward") and torch.backends.cuda.is_flash_attention_available()
+
+
+def takes(dtype: torch.dtype, head_size: int) -> bool:
+    """Return whether the card's kernel computes in `dtype`, on heads of `head_size` numbers."""
+    return dtype in (torch.float16, torch.bfloat16) and head_size % 8 == 0 and head_size <= _MOST_HEAD
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: Spans, scale: float) -> Attended:

@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from common.schemas.jobs import JobSpec
-from worker.ml.kernels.attention import has_kernel
+from worker.ml.kernels.attention import has_kernel, takes
 from worker.ml.kernels.budget import Ways, bytes_of
 from worker.ml.kernels.cover import NotCovered, decoder_layers, require_covered
 from worker.ml.kernels.fused import Fused
@@ -59,6 +59,8 @@ def choose(
         if options.neftune_noise_alpha:
             raise NotCovered("NEFTune scales its noise by the padded length")
         require_covered(model, precision.compute)
+        if device.type == "cuda":
+            _require_attention(model, precision.compute)
     except NotCovered as reason:
         return None, (_plain(str(reason), asked),)
     assert isinstance(model, PeftModel)
@@ -74,6 +76,14 @@ def _require_device(device: torch.device, asked: str) -> None:
         raise NotCovered("this torch has no attention kernel for such rows, or no Triton")
     if torch.cuda.get_device_capability(device) < (8, 0):
         raise NotCovered("the card is older than its attention kernel")
+
+
+def _require_attention(model: PeftModel | PreTrainedModel, dtype: torch.dtype) -> None:
+    assert isinstance(model, PeftModel)
+    base: Any = model.get_base_model()
+    size = decoder_layers(base)[0].self_attn.head_dim
+    if not takes(dtype, size):
+        raise NotCovered(f"the card's attention kernel does not take heads of {size} numbers in {dtype}")
 
 
 def _plain(reason: str, asked: str) -> Choice:
