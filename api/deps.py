@@ -12,8 +12,10 @@ from common.context import Context
 from common.errors import Forbidden
 from common.keys import Caller
 
+# Those that only look something up are coroutines: FastAPI gives each plain function a thread, which costs more.
 
-def installation(request: Request) -> Context:
+
+async def installation(request: Request) -> Context:
     """Return the parts of this installation."""
     context: Context = request.app.state.context
     return context
@@ -21,29 +23,31 @@ def installation(request: Request) -> Context:
 
 def reading(request: Request) -> Iterator[Session]:
     """Yield a session for looking. It takes a connection at its first query only."""
-    with installation(request).read() as session:
+    context: Context = request.app.state.context
+    with context.read() as session:
         yield session
 
 
 def writing(request: Request) -> Iterator[Session]:
     """Yield a session that is committed once the route has returned; then the bell rings."""
-    with installation(request).write() as session:
+    context: Context = request.app.state.context
+    with context.write() as session:
         yield session
 
 
-def caller(request: Request) -> Caller:
+async def caller(request: Request) -> Caller:
     """Return who makes the request; `api.auth` has found it out."""
     found: Caller = request.state.caller
     return found
 
 
-def administrator(request: Request) -> Caller:
+async def administrator(request: Request) -> Caller:
     """Return who makes the request.
 
     Raises:
         Forbidden: it is no administrator.
     """
-    who = caller(request)
+    who: Caller = request.state.caller
     if not who.admin:
         raise Forbidden("only an administrator's key may do this", hint="Ask the operator.")
     return who

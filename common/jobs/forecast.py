@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from heapq import heapify, heapreplace
 from statistics import fmean, median
 
-from sqlalchemy import func, select
+from sqlalchemy import func, literal_column, select
 from sqlalchemy.orm import Session
 
 from common.db.rows import JobRow, UsageRow
@@ -44,7 +44,7 @@ def _speed(session: Session, base_id: str) -> Speed | None:
     tokens_per_s, train_s = (JobRow.report[name].as_float() for name in ("tokens_per_s", "train_s"))
     query = (
         select(tokens_per_s, train_s, held_s.scalar_subquery())
-        .where(JobRow.status == "succeeded", JobRow.base_id == base_id, JobRow.source_job.is_(None))
+        .where(JobRow.status == literal_column("'succeeded'"), JobRow.base_id == base_id, JobRow.source_job.is_(None))
         .order_by(JobRow.finished_at.desc())
         .limit(_RECENT)
     )
@@ -64,7 +64,11 @@ def speeds_by_device(session: Session, base_id: str, method: str) -> dict[str, S
             JobRow.report["train_s"].as_float(),
             held_s.scalar_subquery(),
         )
-        .where(JobRow.status == "succeeded", JobRow.base_id == base_id, JobRow.spec["method"].as_string() == method)
+        .where(
+            JobRow.status == literal_column("'succeeded'"),
+            JobRow.base_id == base_id,
+            JobRow.spec["method"].as_string() == method,
+        )
         .order_by(JobRow.finished_at.desc())
         .limit(_RECENT_ON_CARDS)
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import CTE, ColumnElement, Select, Subquery, Table, and_, case, func, or_, select
+from sqlalchemy import CTE, ColumnElement, Select, Subquery, Table, and_, case, func, literal_column, or_, select
 from sqlalchemy.orm import Session
 
 from common.db.engine import db_month, db_now
@@ -89,6 +89,15 @@ def next_position(session: Session, tenant: str, priority: int) -> int:
     return int(session.scalar(select(func.count()).select_from(placed).where(ahead)) or 0) + 1
 
 
+def waiting_status() -> ColumnElement[bool]:
+    """Return the condition of the partial index `jobs_to_claim`, in its words.
+
+    SQLite uses a partial index only where a query repeats its condition with literal values; without it the choice of
+    a job reads the index of all jobs that ever were.
+    """
+    return jobs.c.status.in_([literal_column("'validating'"), literal_column("'queued'")])
+
+
 def num_running(tenant: ColumnElement[str] | str) -> ColumnElement[int]:
     """Return how many jobs of a tenant run, as SQL."""
     runs = jobs.alias()
@@ -108,7 +117,7 @@ def held_s(tenant: ColumnElement[str] | str, since: ColumnElement[float]) -> Col
 
 def _tenants() -> Subquery:
     """Return the tenants whose jobs are queued: what they run and used, and their quotas."""
-    waiting = select(jobs.c.tenant).where(jobs.c.status == "queued").distinct().subquery("waiting")
+    waiting = select(jobs.c.tenant).where(jobs.c.status == "queued", waiting_status()).distinct().subquery("waiting")
     own = waiting.c.tenant
     month_s = case((quotas.c.max_gpu_hours.is_not(None), held_s(own, db_month())))
     return (
@@ -127,7 +136,9 @@ def _tenants() -> Subquery:
 
 
 def _due() -> ColumnElement[bool]:
-    return and_(jobs.c.status == "queued", jobs.c.not_before <= db_now(), jobs.c.hold_until <= db_now())
+    return and_(
+        jobs.c.status == "queued", waiting_status(), jobs.c.not_before <= db_now(), jobs.c.hold_until <= db_now()
+    )
 
 
 def _has_hours(of: Subquery) -> ColumnElement[bool]:

@@ -21,6 +21,7 @@ from common.jobs.lifecycle.guards import (
     take,
 )
 from common.jobs.lifecycle.terms import Claim, Event, Failure, Limits, backoff_s
+from common.jobs.line import waiting_status
 
 
 def claim_preflight(session: Session, worker_id: str, lease_s: float) -> Claim | None:
@@ -28,7 +29,7 @@ def claim_preflight(session: Session, worker_id: str, lease_s: float) -> Claim |
     free = or_(jobs.c.lease_expires_at.is_(None), jobs.c.lease_expires_at < db_now())
     best = (
         select(jobs.c.id)
-        .where(jobs.c.status == "validating", free, jobs.c.not_before <= db_now())
+        .where(jobs.c.status == "validating", waiting_status(), free, jobs.c.not_before <= db_now())
         .order_by(jobs.c.priority.desc(), jobs.c.created_at)
         .limit(1)
         .with_for_update(skip_locked=True)
