@@ -22,7 +22,7 @@ def on_workers(wish: Wish, setup: Setup, rows: Rows, crew: Sequence[Worker]) -> 
         name = largest.device_name or largest.name
     vram_bytes = largest.vram_bytes if largest is not None else None
     fit = _fit(wish, setup, rows, vram_bytes or fitting.NOMINAL_BYTES)
-    batch = fitting.batch_of(fit.plan, setup, rows)
+    batch = fit.batch(setup, rows)
     memory = MemoryEstimate(
         device=name,
         rows=batch.rows,

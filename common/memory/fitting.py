@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from common.memory import fused
 from common.memory.estimate import Batch, Estimate, estimate
 from common.memory.setup import Setup
 from common.schemas.hyperparameters import Hyperparameters
@@ -62,11 +63,18 @@ class Rows:
 
 @dataclass(frozen=True)
 class Fit:
-    """A plan, its estimate, and whether it fits what was free."""
+    """A plan, its estimate, and whether that fits; `cut`: how the fast path cuts a step, where it is taken."""
 
     plan: BatchPlan
     estimate: Estimate
     fits: bool
+    cut: fused.Cut | None = None
+
+    def batch(self, setup: Setup, rows: Rows) -> Batch:
+        """Return the largest micro-batch."""
+        if self.cut is None:
+            return batch_of(self.plan, setup, rows)
+        return Batch(max(1, self.cut.tokens // max(1, rows.longest)), rows.longest, self.cut.all)
 
 
 def read_wish(asked: Hyperparameters) -> Wish:
@@ -98,9 +106,17 @@ def choose(wish: Wish, setup: Setup, rows: Rows, free_bytes: int, *, device: str
     """
     search = _Search(wish, setup, rows, device, free_bytes)
     fitting = [fit for fit in search.fits if fit.fits]
-    if fitting:
-        return min(fitting, key=search.cost)
-    return min(search.fits, key=lambda fit: fit.estimate.allocated_bytes)
+    smallest = min(search.fits, key=lambda fit: fit.estimate.allocated_bytes)
+    found = min(fitting, key=search.cost) if fitting else smallest
+    return _on_the_fast_path(found, wish, setup, rows, free_bytes) if setup.fused and device == "cuda" else found
+
+
+def _on_the_fast_path(found: Fit, wish: Wish, setup: Setup, rows: Rows, free_bytes: int) -> Fit:
+    # The plan stays: it says how many rows a step has, and how an evaluation, which takes the plain path, is cut.
+    many = found.plan.micro_batch * found.plan.accumulation
+    step = fused.Step(many, rows.longest, rows.mean, automatic=wish.checkpointing != 1)
+    foreseen, cut = fused.estimate(setup, step, free_bytes)
+    return Fit(found.plan, foreseen, cut.fits, cut)
 
 
 def checkpointed(layers: int, every: int) -> int:

@@ -34,7 +34,8 @@ class Setup:
     """A job as its memory sees it.
 
     `element`: bytes of a value in products; `trained_bytes`: of a trained weight. `adapted`: the linear layers with an
-    adapter, and on how many decoder layers. `offloads`: layers may wait in host memory.
+    adapter, and on how many decoder layers. `offloads`: layers may wait in host memory. `fused`: a card would take the
+    fast path.
     """
 
     shape: Shape
@@ -49,6 +50,7 @@ class Setup:
     dropout: float
     adapted: tuple[tuple[Linear, int], ...]
     trained: tuple[Trained, ...]
+    fused: bool = False
 
     @property
     def weight_bytes(self) -> int:
@@ -128,7 +130,18 @@ def read_setup(job: JobSpec, shape: Shape, *, optim: str | None = None, element:
         dropout=lora.lora_dropout if lora else 0.0,
         adapted=adapted,
         trained=tuple(_trained(lora, shape, adapted) if lora else _whole(shape)),
+        fused=shape.fusable and _is_covered(job),
     )
+
+
+def _is_covered(job: JobSpec) -> bool:
+    """Return whether the fast path covers what a job asks for, as `worker.ml.kernels.choice` decides with the model."""
+    asked, lora, quantization = job.hyperparameters, job.lora, job.quantization
+    if lora is None or asked.kernels == "plain" or asked.neftune_noise_alpha:
+        return False
+    if quantization and (quantization.prepare_kbit_training or quantization.bnb_4bit_compute_dtype != "bfloat16"):
+        return False
+    return not (lora.use_dora or lora.modules_to_save or lora.bias != "none" or lora.changes_base)
 
 
 def _adapted(lora: Lora, shape: Shape) -> tuple[tuple[Linear, int], ...]:

@@ -23,6 +23,7 @@ _TIED = {
 }
 _LEARNED_POSITIONS = {"gpt2", "gpt_bigcode", "gpt_neo", "opt"}
 _QK_NORM = {"gemma3", "gemma3_text", "qwen3", "olmo2", "olmo3"}
+_FUSABLE = {"llama", "mistral", "qwen2"}
 _FOUR_NORMS = {"gemma2", "gemma3", "gemma3_text", "glm4"}
 _ONE_NORM = {"cohere", "cohere2", "gptj", "phi"}
 # No fused attention in transformers 5: the scores of every pair of tokens are kept.
@@ -86,7 +87,7 @@ class Shape:
 
     `gated`: the MLP multiplies two branches. `eager`: attention keeps its scores. `outside` are parameters that no
     text passes through: a vision tower. `four_bit`: the checkpoint itself is stored in 4 bit. `context` is in tokens,
-    None where the model has no fixed one.
+    None where the model has no fixed one. `fusable`: the fast path knows its layers.
     """
 
     model_type: str
@@ -107,6 +108,7 @@ class Shape:
     outside: int = 0
     four_bit: bool = False
     context: int | None = None
+    fusable: bool = False
 
     @property
     def linears(self) -> tuple[Linear, ...]:
@@ -177,6 +179,7 @@ def read_shape(config: Mapping[str, Any]) -> Shape | None:
         outside=_tower(config),
         four_bit=bool(config.get("quantization_config")),
         context=_size(text, _CONTEXT),
+        fusable=_is_fusable(kind, text),
     )
 
 
@@ -211,6 +214,13 @@ def _is_tied(kind: str, config: Mapping[str, Any], text: Mapping[str, Any]) -> b
 def _activation(config: Mapping[str, Any]) -> Any:
     names = ("hidden_act", "activation_function", "hidden_activation")
     return next((config[name] for name in names if config.get(name)), None)
+
+
+def _is_fusable(kind: str, config: Mapping[str, Any]) -> bool:
+    """Return whether `worker.ml.kernels.cover` admits such layers."""
+    slides = bool(config.get("sliding_window")) and config.get("use_sliding_window", True)
+    plain = config.get("hidden_act", "silu") == "silu" and not config.get("attention_dropout")
+    return kind in _FUSABLE and plain and not slides
 
 
 def _tower(config: Mapping[str, Any]) -> int:

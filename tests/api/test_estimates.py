@@ -87,7 +87,7 @@ def test_it_tells_what_a_job_would_take_and_creates_nothing(any_api: Api) -> Non
     assert tokens["low"] < tokens["tokens"] < tokens["high"]
     assert tokens["train_tokens"] == tokens["tokens"] and found["steps"] == 38
     memory = found["memory"]
-    assert memory["device"] == "NVIDIA H100" and memory["checkpointed_layers"] == 32 and memory["rows"] == 4
+    assert memory["device"] == "NVIDIA H100" and memory["checkpointed_layers"] == 32 and memory["rows"] == 16
     assert sum(memory["parts"].values()) == memory["total_bytes"]
     # Weights in 4 bit, 16-bit embeddings and head.
     assert memory["parts"]["weights"] == pytest.approx(5.70e9, rel=0.01)
@@ -280,8 +280,8 @@ def test_a_check_says_when_no_workers_card_has_enough(any_api: Api, gib: float |
             pins: dict[str, Any] = {"base_id": "b", "base_revision": None, "dataset_sha256": "0" * 64}
             lifecycle.accept(session, check, **pins, report=counted | memory, warnings=warnings)
         found = client.get(f"/jobs/{job}").json()["report"]["memory"]
-        assert found["estimated_bytes"] == sum(found["estimated"]["parts"].values()) > 7 * 2**30
-        assert found["batch"] == {"rows": 4, "length": 948, "checkpointed_layers": 32}
+        assert found["estimated_bytes"] == sum(found["estimated"]["parts"].values()) > 7e9
+        assert found["batch"] == {"rows": 16, "length": 948, "checkpointed_layers": 32}
         events = client.get(f"/jobs/{job}/events").json()["data"]
         told = [event for event in events if event["name"] == "memory.tight"]
         assert [event["id"] for event in events] == list(range(1, len(events) + 1))

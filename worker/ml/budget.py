@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -9,13 +12,19 @@ import torch
 from common.memory import fitting
 from common.memory.estimate import Estimate, estimate
 from common.memory.fitting import BatchPlan, Fit, Rows
+from common.memory.fused import parts_of
 from common.memory.setup import Setup, read_setup
 from common.memory.shape import Shape
 from common.schemas.jobs import JobSpec
 from worker.ml.arguments import choose_optimizer
+from worker.ml.kernels.budget import bytes_of
+from worker.ml.kernels.fused import Fused
+from worker.ml.kernels.layer import Recompute
 from worker.ml.memory import free_bytes
 from worker.ml.options import Choice, Options
 from worker.ml.precision import choose_precision
+
+_LARGE_STEP = 1.3
 
 
 def device_setup(job: JobSpec, shape: Shape, device: torch.device) -> Setup:
@@ -56,6 +65,28 @@ def estimated(
     batch = fitting.batch_of(plan, setup, rows)
     found = estimate(setup, batch, device=device.type, room=room)
     sizes = {"rows": batch.rows, "length": batch.length, "checkpointed_layers": batch.checkpointed}
+    return {"estimated": found.as_dict(), "estimated_bytes": comparable(found, device), "batch": sizes}
+
+
+def fused_estimated(
+    job: JobSpec, shape: Shape, options: Options, lengths: Sequence[int], path: Fused, device: torch.device
+) -> dict[str, Any]:
+    """Return the estimate of a run on the fast path, from how it will cut its largest step; `lengths`: of all rows."""
+    many, mean = options.micro_batch * options.accumulation, sum(lengths) / max(1, len(lengths))
+    # Without groups a step of many long rows is seldom.
+    step = sorted(lengths)[-many:] if options.group_by_length else [math.ceil(mean * _LARGE_STEP)] * many
+    plan = path.plan(step)
+    ends = list(accumulate(plan.sizes, initial=0))
+    pieces = [sum(step[begin:end]) for begin, end in pairwise(ends)]
+    size, tokens, ways = max(
+        zip(plan.sizes, pieces, plan.ways, strict=True), key=lambda piece: bytes_of(piece[1], piece[2], path.costs)
+    )
+    setup, each = device_setup(job, shape, device), path.costs
+    passing = tokens * each.working
+    kept = bytes_of(tokens, ways, each) - passing - each.fixed
+    dense = shape.linear_weights * 2 if path.resident else 0
+    found = parts_of(setup, dense, kept, passing, each.fixed, device=device.type)
+    sizes = {"rows": size, "length": max(step), "checkpointed_layers": ways.count(Recompute.ALL)}
     return {"estimated": found.as_dict(), "estimated_bytes": comparable(found, device), "batch": sizes}
 
 

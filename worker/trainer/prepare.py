@@ -17,6 +17,7 @@ from worker.ml.arguments import choose_optimizer
 from worker.ml.base import load_base
 from worker.ml.base_check import BaseFacts, base_check
 from worker.ml.best import Best
+from worker.ml.budget import fused_estimated
 from worker.ml.checkpoint import BadCheckpoint, verify
 from worker.ml.data import sequence_lengths
 from worker.ml.kernels.choice import choose
@@ -117,7 +118,7 @@ def _prepare_model(run: Run, facts: BaseFacts) -> None:
     grown = _grow_vocabulary(run, base.model)
     run.model = base.model if run.job.lora is None else _adapted(run, base.model, run.job.lora, grown=grown)
     run.holder.part(run.model)
-    _choose_path(run, offloaded=base.plan is not None)
+    _choose_path(run, facts, offloaded=base.plan is not None)
     run.held = precision_report(
         run.model, run.precision, base.footprint, unquantized=base.unquantized, outside=base.outside
     )
@@ -129,18 +130,22 @@ def _prepare_model(run: Run, facts: BaseFacts) -> None:
     }
 
 
-def _choose_path(run: Run, *, offloaded: bool) -> None:
+def _choose_path(run: Run, facts: BaseFacts, *, offloaded: bool) -> None:
+    lengths = sequence_lengths(run.train_rows)
     run.fused, choices = choose(
         run.model,
         run.job,
         run.options,
         run.precision,
         run.device,
-        sequence_lengths(run.train_rows),
+        lengths,
         offloaded=offloaded,
         shrink=run.spec.shrink,
     )
     run.tell(*choices)
+    if run.fused is not None and facts.shape is not None:
+        foreseen = fused_estimated(run.job, facts.shape, run.options, lengths, run.fused, run.device)
+        run.report["memory"] = foreseen
     run.report["kernels"] = choices[0].data | {"path": choices[0].name.removeprefix("kernels.")}
 
 

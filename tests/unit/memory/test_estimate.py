@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +13,6 @@ from common.memory.setup import Setup, read_setup
 from common.memory.shape import Shape, read_shape
 from common.schemas.jobs import JobSpec
 
-RECIPE = Path(__file__).parents[3] / "benchmarks" / "results" / "recipe.json"
 # The longest micro-batch of the recipe's rows: 4 rows of 948 tokens; packed ones are full.
 LONGEST = 948
 GIB = 2**30
@@ -31,17 +28,21 @@ def setup_of(shape: Shape | None = None, **job: Any) -> Setup:
     return read_setup(JobSpec.model_validate({"model": "base", "dataset": "dataset:ds_0"} | job), shape or shape_8b())
 
 
-def measured(name: str) -> dict[str, Any]:
-    lines = json.loads(RECIPE.read_text())["lines"]
-    return next(line for line in lines if line["name"] == name)
-
-
 PLAIN = {"hyperparameters": {"optim": "adamw_torch_fused"}}
+# The classic comparison on the plain path, on one NVIDIA H200, 2026-11-24: bytes that were reserved at the peak.
+MEASURED = {
+    "LoRA, 16 bit": 42_242_932_736,
+    "QLoRA": 32_113_688_576,
+    "QLoRA + gradient checkpointing": 8_642_363_392,
+    "packing": 8_520_728_576,
+}
+# A full fine-tune stopped at the card's end.
+CARD_GIB = 139.8
 ROWS = {
     "LoRA, 16 bit": ({"method": "lora"} | PLAIN, Batch(4, LONGEST, 0)),
     "QLoRA": ({}, Batch(4, LONGEST, 0)),
     "QLoRA + gradient checkpointing": ({}, Batch(4, LONGEST, 32)),
-    "Tunery's defaults, packing": ({}, Batch(4, 1024, 32, packed=True, equal=True)),
+    "packing": ({}, Batch(4, 1024, 32, packed=True, equal=True)),
 }
 
 
@@ -49,13 +50,12 @@ ROWS = {
 def test_it_is_within_three_percent_of_the_measured_peak(name: str):
     job, batch = ROWS[name]
     found = estimate(setup_of(**job), batch)
-    assert found.allocated_bytes == pytest.approx(measured(name)["peak_bytes"], rel=0.03)
+    assert found.allocated_bytes == pytest.approx(MEASURED[name], rel=0.03)
 
 
 def test_a_full_fine_tune_that_did_not_fit_is_one_that_does_not_fit():
-    assert measured("full fine-tune, AdamW")["exit_code"] == 77
     found = estimate(setup_of(method="full", **PLAIN), Batch(4, LONGEST, 0))
-    assert found.allocated_bytes > 139.8 * GIB
+    assert found.allocated_bytes > CARD_GIB * GIB
 
 
 # On an H200: packed rows, attention that needs no mask.

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from common.memory.fitting import USABLE, BatchPlan, Fit, Rows, Wish, checkpointed, choose
+from common.memory.setup import Setup
 from tests.unit.memory.test_estimate import GIB, setup_of
 
 OPEN = Wish(None, None, None)
+PLAIN = setup_of(hyperparameters={"kernels": "plain"})
 ROWS = Rows(longest=1024, mean=300.0)
 
 
 def chosen(free_gib: float, wish: Wish = OPEN, rows: Rows = ROWS, device: str = "cuda") -> Fit:
-    return choose(wish, setup_of(), rows, int(free_gib * GIB), device=device)
+    return choose(wish, PLAIN, rows, int(free_gib * GIB), device=device)
 
 
 @pytest.mark.parametrize("free_gib", [8, 10, 12, 16, 24, 40, 48, 80, 140])
@@ -65,3 +69,46 @@ def test_a_cpu_takes_four_rows_and_recomputes_nothing():
 
 def test_equal_cards_choose_alike():
     assert len({chosen(24).plan for _ in range(3)}) == 1
+
+
+FAST = setup_of(hyperparameters={"gradient_checkpointing": "auto"})
+
+
+def cut(free_gib: float, wish: Wish = OPEN, setup: Setup = FAST) -> Fit:
+    return choose(wish, setup, ROWS, int(free_gib * GIB))
+
+
+def test_the_fast_path_cuts_a_step_to_what_there_is():
+    made = [cut(free) for free in (8, 10, 12, 16, 24, 40)]
+    assert all(fit.fits and fit.cut for fit in made)
+    for free, fit in zip((8, 10, 12, 16, 24, 40), made, strict=True):
+        assert fit.estimate.allocated_bytes <= free * GIB
+    pieces = [fit.cut.tokens for fit in made if fit.cut]
+    assert pieces == sorted(pieces) and pieces[0] < pieces[-1] == 16 * 1024
+    recomputed = [fit.cut.all for fit in made if fit.cut and fit.cut.tokens == 16 * 1024]
+    assert recomputed == sorted(recomputed, reverse=True) and recomputed[0] > recomputed[-1]
+    assert not cut(5).fits
+
+
+def test_a_large_card_holds_the_base_in_16_bit_too():
+    small, large = (cut(free).estimate.parts["weights_16_bit"] for free in (24, 80))
+    assert (small, large) == (0, 2 * FAST.shape.linear_weights)
+
+
+def test_every_layer_recomputes_where_that_is_asked():
+    assert all(fit.cut and fit.cut.all == 32 for fit in (cut(24, Wish(4, 4, 1)), cut(140, Wish(4, 4, 1))))
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        {"hyperparameters": {"kernels": "plain"}},
+        {"hyperparameters": {"neftune_noise_alpha": 5.0}},
+        {"method": "full"},
+        {"lora": {"use_dora": True}},
+        {"quantization": {"bnb_4bit_compute_dtype": "float16"}},
+    ],
+)
+def test_what_the_fast_path_does_not_cover_takes_the_other(job: dict[str, Any]):
+    assert cut(140).cut is not None
+    assert cut(140, setup=setup_of(**job)).cut is None

@@ -76,3 +76,14 @@ def test_the_report_has_the_estimate_and_what_was_measured(go: Go):
     assert sum(estimated["parts"].values()) == estimated["total_bytes"] == memory["estimated_bytes"]
     assert memory["measured_bytes"] > 0 and memory["batch"]["rows"] == 2
     assert memory["error"] == pytest.approx(memory["estimated_bytes"] / memory["measured_bytes"] - 1, abs=1e-3)
+
+
+def test_on_the_fast_path_the_estimate_is_of_how_it_cuts_a_step(go: Go):
+    lengths = {"lora": {"lora_dropout": 0.0}, "max_steps": 2}
+    plain, made = go(kernels="plain", **lengths), go(kernels="fused", **lengths)
+    assert made.run is not None and made.run.fused is not None
+    memory, other = made.result["memory"], plain.result["memory"]
+    # All rows of the step, in one piece.
+    assert memory["batch"]["rows"] == made.run.options.micro_batch * made.run.options.accumulation
+    assert memory["estimated"]["parts"]["activations"] != other["estimated"]["parts"]["activations"]
+    assert memory["estimated_bytes"] == sum(memory["estimated"]["parts"].values()) and memory["measured_bytes"]

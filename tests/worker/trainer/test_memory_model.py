@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +10,17 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from common.memory import fused
 from common.memory.estimate import Batch, layer_bytes_per_token
 from common.memory.setup import Setup, read_setup
 from common.memory.shape import Shape, read_shape
 from common.schemas.jobs import JobSpec
+from common.schemas.lora import Lora
+from tests.worker.trainer import eager
 from worker.ml.adapters import modules_of
 from worker.ml.base_config import MODEL_TYPES
+from worker.ml.kernels.fused import Fused
+from worker.ml.kernels.layer import Recompute
 from worker.ml.towers import empty_model
 
 SIZES = {
@@ -111,3 +117,19 @@ def kept(model_type: str, method: str, lora: dict[str, Any] | None, layers: int)
         output = base.model(input_ids=ids, attention_mask=mask)
     assert output.last_hidden_state.requires_grad
     return sum(tensor.untyped_storage().nbytes() for where, tensor in found.items() if where not in own)
+
+
+@pytest.mark.parametrize("targets", [ATTENTION, "all-linear"], ids=["attention", "all"])
+def test_the_fast_path_plans_with_the_same_bytes(base: Path, targets: Any):
+    lora = {"r": 8, "target_modules": targets}
+    model = eager.adapted(base, Lora(**lora), four_bit=True, dtype=torch.bfloat16)
+    path = Fused(model, least=(Recompute.NOTHING,) * 2, room=None)
+    spec = JobSpec.model_validate({"model": "base", "dataset": "dataset:ds_0", "lora": lora})
+    foreseen = fused.costs(read_setup(spec, shape_of(model.config)))
+    kept = path.costs.kept
+    assert (kept[Recompute.NOTHING], kept[Recompute.MLP]) == (foreseen.nothing, foreseen.mlp)
+    assert (kept[Recompute.ALL], path.costs.working, path.costs.fixed) == (
+        foreseen.all,
+        foreseen.working,
+        foreseen.fixed,
+    )
