@@ -149,7 +149,7 @@ def main() -> int:
     same = len({item.adapter_sha256 for item in found if item.name != "other adapters"}) == 1
     print(f"the same job gave the same bytes each time: {same}; the card after the process: {after / 2**30:.2f} GiB")
     card = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    answer = {"when": time.strftime("%Y-%m-%d"), "machine": card, "shape": shape, "command": " ".join(sys.argv),
+    answer = {"when": time.strftime("%Y-%m-%d"), "machine": card, "shape": shape, "command": " ".join(["python -m benchmarks.warm", *sys.argv[1:]]),
               "same_bytes": same, "before_bytes": before, "after_bytes": after,
               "jobs": [asdict(item) for item in found]}  # fmt: skip
     chosen.out.write_text(json.dumps(answer, indent=1) + "\n")
