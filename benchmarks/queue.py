@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -195,6 +196,10 @@ def start_s(settings: Settings) -> float:
     return round(min(found), 2)
 
 
+def _command() -> str:
+    return shlex.join(["python", "-m", "benchmarks.queue", *sys.argv[1:]])
+
+
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -216,7 +221,7 @@ def main() -> int:
             key = keys.create(session, name="benchmark", tenant=TENANT, admin=True)[1]
         fill(parts, 0, 1000, chosen.queued)
         answer: dict[str, Any] = {
-            "when": time.strftime("%Y-%m-%d"), "command": " ".join(["python -m benchmarks.queue", *sys.argv[1:]]), "cores": os.cpu_count(),
+            "when": time.strftime("%Y-%m-%d"), "command": _command(), "cores": os.cpu_count(),
             "load_average": os.getloadavg()[0], "database": parts.sessions.engine.dialect.name,
             "versions": {name: version(name) for name in ("fastapi", "sqlalchemy", "pydantic", "uvicorn")},
             "start_s": start_s(settings), "requests_per_s": throughput(parts, key, chosen.seconds),

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -124,6 +125,10 @@ def measure(folder: Path, base: Path, rows: int, jobs: int) -> list[Measured]:
     return found
 
 
+def _command() -> str:
+    return shlex.join(["python", "-m", "benchmarks.warm", *sys.argv[1:]])
+
+
 def main() -> int:
     """Build the base, measure, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -149,7 +154,7 @@ def main() -> int:
     same = len({item.adapter_sha256 for item in found if item.name != "other adapters"}) == 1
     print(f"the same job gave the same bytes each time: {same}; the card after the process: {after / 2**30:.2f} GiB")
     card = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    answer = {"when": time.strftime("%Y-%m-%d"), "machine": card, "shape": shape, "command": " ".join(["python -m benchmarks.warm", *sys.argv[1:]]),
+    answer = {"when": time.strftime("%Y-%m-%d"), "machine": card, "shape": shape, "command": _command(),
               "same_bytes": same, "before_bytes": before, "after_bytes": after,
               "jobs": [asdict(item) for item in found]}  # fmt: skip
     chosen.out.write_text(json.dumps(answer, indent=1) + "\n")
