@@ -146,7 +146,8 @@ def test_a_source_that_is_gone_ends_the_export(bench: Bench, gone: str):
         with bench.context.write() as session:
             session.execute(delete(JobRow).where(JobRow.id == source))
     else:
-        bench.context.store.delete_prefix(f"{TENANT}/{source}/")
+        store = bench.context.store
+        store.delete([item.key for item in store.objects(f"{TENANT}/{source}/")])
     bench.train()
     row = bench.row(made)
     assert (row.status, row.error["code"]) == ("failed", "source_gone") and source in row.error["message"]
