@@ -22,11 +22,10 @@ from worker.trainer import protocol
 from worker.trainer.protocol import BaseRef, Failed, Message, Metrics, Note, Result, TrainSpec
 
 
-def write_run(folder: Path, base: Path, job: dict[str, Any], num_rows: int) -> None:
-    """Lay out the folder of a run in `folder`."""
+def write_run(folder: Path, base: Path, job: dict[str, Any], num_rows: int, **lengths: Any) -> None:
+    """Lay out the folder of a run in `folder`; `lengths` are those of `shapes.chat_rows`."""
     (folder / "dataset").mkdir(parents=True)
-    rows = shapes.chat_rows(num_rows)
-    (folder / "dataset" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shapes.write_rows(folder / "dataset" / "train.jsonl", num_rows, **lengths)
     frozen = JobSpec.model_validate({"model": base.name, "dataset": "dataset:ds_0"} | job).model_dump(mode="json")
     TrainSpec("job_benchmark", 1, frozen, BaseRef(str(base.resolve()), f"benchmark/{base.name}"),
               "dataset/train.jsonl", "0" * 64).write(folder)  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +93,45 @@ def chat_rows(
         rows.append({"messages": [{"role": "user", "content": " ".join(text[:asked])},
                                   {"role": "assistant", "content": " ".join(text[asked:])}]})  # fmt: skip
     return rows
+
+
+def write_rows(path: Path, count: int, **lengths: Any) -> None:
+    """Write chat rows to `path` as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in chat_rows(count, **lengths)))
+
+
+def mean_tokens(base: Path, rows: int, max_length: int, **lengths: Any) -> int:
+    """Return the tokens that `rows` rows have on average, each cut to `max_length`."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    sample = [row["messages"] for row in chat_rows(200, **lengths)]
+    texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in sample]
+    found = [min(max_length, len(ids)) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
+    return round(rows * sum(found) / len(found))
+
+
+def build_nf4(folder: Path, whole: Path) -> Path:
+    """Write the base of `whole` in 4 bit into `folder`, as a card quantises it, so that each run loads it sooner."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    if (folder / "config.json").exists():
+        return folder
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                bnb_4bit_compute_dtype=torch.bfloat16)  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.bfloat16, quantization_config=config,
+                                                 device_map={"": "cuda:0"})  # fmt: skip
+    model.save_pretrained(folder)
+    for path in [*whole.glob("tokenizer*"), *whole.glob("chat_template*"), whole / "tunery.json"]:
+        shutil.copy(path, folder)
+    return folder
+
+
+if __name__ == "__main__":
+    import torch
+
+    parent, name = Path(sys.argv[1]), sys.argv[2]
+    made = build(parent / name, name, device="cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        build_nf4(parent / f"{name}-nf4", made)
