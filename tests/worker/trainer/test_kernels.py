@@ -124,6 +124,13 @@ def shifted(micro: MicroBatch) -> MicroBatch:
     return replace(micro, targets=micro.targets.roll(1))
 
 
+def test_the_reference_of_the_card_is_the_same_model(base: Path):
+    model = eager.adapted(base, lora(), four_bit=True)
+    loss, wanted = eager.eager(eager.reference(model, lora()), data(model))
+    found, ours = eager.fused(eager.path_of(model), model, data(model))
+    assert found == pytest.approx(loss, rel=1e-6) and eager.worst_error(ours, wanted) < 1e-5
+
+
 @pytest.mark.parametrize("alter", [see_each_other, shifted])
 def test_the_gate_fails_for_a_broken_batch(base: Path, alter: Any):
     # The losses of random weights hardly differ; the gradients do.
