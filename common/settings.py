@@ -178,7 +178,8 @@ def trainer_environment() -> dict[str, str]:
     # trainers: 7 s became 22 to 47 s).
     quiet = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     # pyarrow 26's own allocator reserves a gigabyte of addresses at its first use, of those that a check may have.
-    frugal = {"ARROW_DEFAULT_MEMORY_POOL": "system"}
+    # Steps differ in tokens: on a card, blocks of fixed sizes would leave a tenth of its memory in fragments.
+    frugal = {"ARROW_DEFAULT_MEMORY_POOL": "system", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     return quiet | frugal | environment | offline
 
 
