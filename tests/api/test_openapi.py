@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import re
 from typing import Any
 
@@ -21,6 +22,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tests.api.conftest import SPEC, Api
+from tests.processes import ROOT
 
 # Not `unsupported_method`, `negative_data_rejection` and the like: strict about what OpenAPI cannot say, such as that
 # a dataset's URI must name something that is there.
@@ -51,6 +53,11 @@ def test_the_description_names_what_is_answered(client: httpx2.Client) -> None:
             if path not in ("/livez", "/readyz"):
                 assert operation["security"], (path, method)
                 assert {"400", "401", "503"} <= set(operation["responses"]), (path, method)
+
+
+def test_the_committed_description_is_the_one_that_is_served(client: httpx2.Client) -> None:
+    committed = json.loads((ROOT / "docs" / "openapi.json").read_text())
+    assert client.get("/openapi.json").json() == committed, "python -m api.description > docs/openapi.json"
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
