@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
 _JOB = ("method", "lora", "quantization", "shrink", "seed", "export")
 
 
+def give_back() -> None:
+    """Free what earlier runs in this process left to the garbage collector, so that each begins with an empty card."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 def run(
     folder: Path,
     base: Path,
@@ -26,6 +35,7 @@ def run(
     """Lay out a job for the card and run it; `options` are hyperparameters by name, or other fields of the job."""
     from tests.worker.trainer.conftest import attempt
 
+    give_back()
     folder.mkdir()
     job = {name: options.pop(name) for name in _JOB if name in options}
     if checkpoint is not None:

@@ -96,7 +96,7 @@ def test_rows_of_one_batch_give_what_each_adapter_gives_alone(made: Attempt, bas
 
 
 def test_the_engine_answers_on_the_card(made: Attempt, base: Path):
-    from tests.worker.serve.conftest import Talk, asking
+    from tests.worker.serve.talking import Talk, asking
     from worker.serve.protocol import Loaded
 
     talk = Talk(base, device="cuda:0")

@@ -21,9 +21,9 @@ from common.cli.app import app
 from common.cli.chat import Talk
 from tests.processes import ROOT, wait_until
 from tests.worker.serve.conftest import Folder
-from tests.worker.serve.conftest import Talk as Engine
-from tests.worker.serve.conftest import asking as asking_for
 from tests.worker.serve.server import BASE_ID, Server
+from tests.worker.serve.talking import Talk as Engine
+from tests.worker.serve.talking import asking as asking_for
 
 WORDS = "the quick brown fox"
 SHORT = ("--max-tokens", "12")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.worker.serve.conftest import Talk, asking
+from tests.worker.serve.talking import Talk, asking
 from tests.worker.trainer.tiny import build_family, sentence
 from worker.serve.engine import prompts
 from worker.serve.protocol import Accepted, Cancel, Finished, Loaded, Piece, Ready, Refused, written
