@@ -18,12 +18,13 @@ OPENAI = (openai_files, openai_uploads)
 ROUTES = [route for module in NATIVE + OPENAI for route in module.router.routes if isinstance(route, APIRoute)]
 OPENAI_ROUTES = [route for module in OPENAI for route in module.router.routes]
 PLAIN = {"POST /jobs", "GET /jobs", "POST /datasets", "GET /datasets", "GET /base-models", "GET /workers"}
-PLAIN |= {"POST /jobs/cancel", "POST /v1/files", "GET /v1/files", "POST /v1/uploads"}
+PLAIN |= {"POST /jobs/cancel", "POST /jobs/estimate", "POST /v1/files", "GET /v1/files", "POST /v1/uploads"}
 BODIES: dict[str, dict[str, Any]] = {
     "PATCH /jobs/{job_id}": {"json": {"priority": 1}},
     "POST /jobs/{job_id}/clone": {"json": {}},
     "PATCH /webhooks/{webhook_id}": {"json": {"enabled": False}},
     "POST /jobs/{job_id}/export": {"json": {}},
+    "GET /datasets/{dataset_id}/preview": {"params": {"model": "tiny-base"}},
     "POST /v1/uploads/{upload_id}/parts": {"files": {"data": ("a", b"x")}},
     "POST /v1/uploads/{upload_id}/complete": {"json": {"part_ids": ["p"]}},
 }
@@ -78,8 +79,9 @@ def test_every_route_with_another_tenants_key(any_api: Api, foreign: dict[str, s
         for path in ("/jobs", "/datasets", "/v1/files", "/webhooks"):
             assert client.get(path).json()["data"] == []
         assert [key["tenant"] for key in client.get("/keys").json()["data"]] == ["stranger"]
-        stolen = client.post("/jobs", json={**SPEC, "dataset": f"dataset:{foreign['dataset_id']}"})
-        assert stolen.status_code == 400 and stolen.json()["param"] == "dataset"
+        for path in ("/jobs", "/jobs/estimate"):
+            stolen = client.post(path, json={**SPEC, "dataset": f"dataset:{foreign['dataset_id']}"})
+            assert stolen.status_code == 400 and stolen.json()["param"] == "dataset", path
     assert len(walked) >= 20
     with any_api.client() as client:
         assert client.get(f"/jobs/{foreign['job_id']}").status_code == 200
