@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from common.cli import state
+from common.cli.removing import remove_each
 
 app = typer.Typer(no_args_is_help=True, help="Upload datasets, list, preview and remove them.")
 
@@ -91,13 +92,4 @@ def remove(
     output: state.Output = None,
 ) -> None:
     """Remove datasets and their content."""
-    from common.cli import screen
-
-    options = state.of(ctx)
-    with options.connect() as client:
-        for dataset in datasets:
-            client.datasets.delete(dataset)
-            if not options.as_json:
-                typer.echo(f"removed: {screen.sentence(dataset)}")
-    if options.as_json:
-        screen.as_json({"removed": datasets})
+    remove_each(ctx, datasets, lambda client, dataset: client.datasets.delete(dataset))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from common.cli import state
+from common.cli.removing import remove_each
 
 if TYPE_CHECKING:
     from common.schemas.webhooks import Delivery, WebhookCreated, WebhookRead
@@ -93,16 +94,7 @@ def remove(
     output: state.Output = None,
 ) -> None:
     """Remove webhooks and their deliveries."""
-    from common.cli import screen
-
-    options = state.of(ctx)
-    with options.connect() as client:
-        for webhook in webhooks:
-            client.webhooks.delete(webhook)
-            if not options.as_json:
-                typer.echo(f"removed: {screen.sentence(webhook)}")
-    if options.as_json:
-        screen.as_json({"removed": webhooks})
+    remove_each(ctx, webhooks, lambda client, webhook: client.webhooks.delete(webhook))
 
 
 @app.command()
