@@ -51,7 +51,7 @@ def context(make_settings: Callable[..., Settings], bench_database_url: str, tmp
     (base / "tunery.json").write_text(json.dumps({"id": "org/tiny", "revision": "c0ffee"}))
     settings = make_settings(
         bench_database_url, trainer_module="tests.faults.hash_trainer", preflight_module="tests.faults.hash_check",
-        lease_s=6.0, retry_max_s=0.0, stop_grace_s=20.0,
+        lease_s=12.0, retry_max_s=0.0, stop_grace_s=20.0,
     )  # fmt: skip
     made = contexts.build(settings)
     migrations.upgrade(made.sessions.engine)
