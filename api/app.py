@@ -12,13 +12,14 @@ from fastapi.routing import APIRoute
 from api import documentation, errors
 from api.documentation import openai_answers, problem_answers
 from api.edge import Edge
+from api.finishing import Finishing
 from api.limits import BodyLimit
 from api.openai import files as openai_files
 from api.openai import jobs as openai_jobs
 from api.openai import models as openai_models
 from api.openai import uploads as openai_uploads
 from api.readiness import Readiness
-from api.routes import adapters, base_models, datasets, health, history, jobs, keys, quota, webhooks, workers
+from api.routes import adapters, base_models, datasets, health, history, jobs, keys, quota, uploads, webhooks, workers
 from api.watching import Watcher
 from common.context import Context
 from common.keyring import Keyring
@@ -41,11 +42,12 @@ def create_app(context: Context) -> FastAPI:
     app.state.context = context
     app.state.keyring = Keyring(context)
     app.state.watcher = Watcher(context)
+    app.state.finishing = Finishing(context)
     app.state.readiness = Readiness(context)
     errors.install(app)
     documentation.install(app)
     common_answers = problem_answers(400, 401, 503)
-    for module in (jobs, history, adapters, datasets, base_models, workers, keys, quota, webhooks):
+    for module in (jobs, history, adapters, datasets, uploads, base_models, workers, keys, quota, webhooks):
         app.include_router(module.router, responses=common_answers)
     for module in (openai_files, openai_uploads, openai_jobs, openai_models):
         app.include_router(module.router, prefix="/v1", responses=openai_answers(400, 401, 503))

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from common import datasets
@@ -19,6 +20,7 @@ from common.db.rows import ArtifactRow, CheckpointRow, DatasetRow, JobRow, Uploa
 from common.jobs import states
 from common.storage import keys
 from common.storage.store import StoredObject
+from common.upload_rows import PENDING
 
 
 @dataclass
@@ -63,8 +65,18 @@ def collect(context: Context, older_than_s: float) -> Findings:
     # Of the same content there may be a row by now; of anything else that had none there never is one again.
     found.orphans = rest + [item for item in contents if datasets.remove_unnamed(context, item.key)]
     context.store.delete([item.key for item in rest])
-    context.store.abort_uploads(older_than_s)
+    context.store.abort_uploads(older_than_s, _awaited(context))
     return found
+
+
+def _waiting(column: Any) -> Select[Any]:
+    """Return the query for a column of the uploads whose parts go straight to the store and still may."""
+    return select(column).where(UploadRow.state == PENDING, UploadRow.store_upload.is_not(None))
+
+
+def _awaited(context: Context) -> set[str]:
+    with context.read() as session:
+        return set(session.scalars(_waiting(UploadRow.store_upload)))
 
 
 def _is_content(key: str) -> bool:
@@ -93,7 +105,8 @@ def _used(session: Session, owner: str) -> _Used:
         return _Used(set(session.scalars(select(DatasetRow.key).where(DatasetRow.tenant == tenant))))
     if name == "uploads":
         parts = select(UploadPartRow.key).join(UploadRow).where(UploadRow.tenant == tenant)
-        return _Used(set(session.scalars(parts)))
+        waiting = session.scalars(_waiting(UploadRow.id).where(UploadRow.tenant == tenant))
+        return _Used({*session.scalars(parts), *(keys.whole_upload(tenant, upload_id) for upload_id in waiting)})
     job = session.execute(
         select(JobRow.status, JobRow.manifest_key).where(JobRow.tenant == tenant, JobRow.id == name)
     ).one_or_none()

@@ -18,7 +18,7 @@ from common.context import Context
 from common.db.engine import db_now
 from common.db.locks import lock
 from common.db.rows import DatasetRow, JobRow
-from common.errors import NotFound, WrongState
+from common.errors import InvalidInput, NotFound, WrongState
 from common.ids import new_id
 from common.jobs import states
 from common.schemas.datasets import Dataset, DatasetList
@@ -64,6 +64,24 @@ def add(context: Context, tenant: str, content: Content, put: Callable[[str], No
         if not _stored(context, key):
             put(key)
         return row, is_new
+
+
+def known(context: Context, tenant: str, content: Content) -> DatasetRow | None:
+    """Return the row of a content that the tenant has, under the name given, or None where it must be sent.
+
+    Raises:
+        InvalidInput: the tenant has it, and its size is another one.
+    """
+    key = keys.dataset(tenant, content.sha256)
+    with context.write() as session:
+        lock(session, key)
+        there = select(DatasetRow.bytes).where(DatasetRow.tenant == tenant, DatasetRow.key == key)
+        num_bytes = session.scalar(there.limit(1))
+        if num_bytes is None or not _stored(context, key):
+            return None
+        if num_bytes != content.bytes:
+            raise InvalidInput(f"bytes: the content of this hash has {num_bytes} bytes", param="bytes")
+        return _insert(session, tenant, key, content)[0]
 
 
 def _stored(context: Context, key: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common import datasets, part_uploads
+from common import datasets, direct_uploads, part_uploads
 from common.context import Context
 from common.errors import NotFound, WrongState
 
@@ -14,6 +14,7 @@ def remove_expired(context: Context) -> None:
         InfraError: the store is away; what is left is found again.
     """
     part_uploads.remove_expired(context)
+    direct_uploads.remove_expired(context)
     with context.read() as session:
         over = datasets.expired(session)
     for tenant, dataset_id in over:

@@ -18,21 +18,20 @@ from sqlalchemy.orm import Session
 from common import datasets
 from common.context import Context
 from common.datasets import Content
-from common.db.engine import db_now
 from common.db.rows import DatasetRow, UploadPartRow, UploadRow
-from common.errors import InvalidInput, NotFound, WrongState
+from common.errors import InvalidInput
 from common.ids import new_id
 from common.storage import keys
 from common.storage.store import Store
+from common.upload_rows import CANCELLED, COMPLETED, PENDING, found, now, over, own, pending
 
 LASTS_S = 3600
 PART_BYTES_MAX = 64 * 2**20
-PENDING, COMPLETED, CANCELLED, EXPIRED = "pending", "completed", "cancelled", "expired"
 
 
 def create(session: Session, tenant: str, *, name: str, num_bytes: int, lasts_s: int | None) -> UploadRow:
     """Insert an upload that waits for its parts."""
-    now = float(session.scalar(select(db_now())) or 0.0)
+    began = now(session)
     row = UploadRow(
         id=new_id("upload"),
         tenant=tenant,
@@ -40,8 +39,8 @@ def create(session: Session, tenant: str, *, name: str, num_bytes: int, lasts_s:
         bytes=num_bytes,
         lasts_s=lasts_s,
         state=PENDING,
-        created_at=now,
-        expires_at=now + LASTS_S,
+        created_at=began,
+        expires_at=began + LASTS_S,
     )
     session.add(row)
     session.flush()
@@ -57,19 +56,18 @@ def add_part(context: Context, tenant: str, upload_id: str, path: Path) -> Uploa
         InvalidInput: there are far more bytes than were announced.
     """
     with context.read() as session:
-        _pending(session, _own(tenant, upload_id))
+        pending(session, _own(tenant, upload_id))
     part_id, num_bytes = new_id("part"), path.stat().st_size
     key = keys.upload_part(tenant, upload_id, part_id)
     context.store.put_file(key, path)
     with context.write() as session:
         # Of an upload that has ended meanwhile, or was never to be so long, the object is collected later.
-        upload = _pending(session, _own(tenant, upload_id).with_for_update())
+        upload = pending(session, _own(tenant, upload_id).with_for_update())
         there = session.scalar(select(func.sum(UploadPartRow.bytes)).where(UploadPartRow.upload_id == upload_id)) or 0
         # Clients send a part again whose answer was lost, so there may be more than the whole needs.
         if there + num_bytes > 2 * upload.bytes + PART_BYTES_MAX:
             raise InvalidInput(f"data: {upload.bytes} bytes were announced, and this is far more", param="data")
-        created_at = session.scalar(select(db_now()))
-        row = UploadPartRow(id=part_id, upload_id=upload_id, key=key, bytes=num_bytes, created_at=created_at)
+        row = UploadPartRow(id=part_id, upload_id=upload_id, key=key, bytes=num_bytes, created_at=now(session))
         session.add(row)
     return row
 
@@ -85,19 +83,19 @@ def complete(
         InvalidInput: the parts are not its parts, or not what was announced.
     """
     with context.read() as session:
-        upload = _found(session, _own(tenant, upload_id))
+        upload = found(session, _own(tenant, upload_id))
         if upload.state == COMPLETED and upload.dataset_id:
             return upload, datasets.get(session, tenant, upload.dataset_id)
-        upload = _pending(session, _own(tenant, upload_id))
+        upload = pending(session, _own(tenant, upload_id))
         parts = _ordered(session, upload, part_ids)
     content = _examined(context.store, upload, parts, md5)
     dataset, _ = datasets.add(
         context, tenant, content, lambda key: context.store.put_stream(key, _stream(context.store, parts))
     )
     with context.write() as session:
-        upload = _found(session, _own(tenant, upload_id).with_for_update())
+        upload = found(session, _own(tenant, upload_id).with_for_update())
         if upload.state != COMPLETED:
-            upload = _pending(session, _own(tenant, upload_id))
+            upload = pending(session, _own(tenant, upload_id))
         upload.state, upload.dataset_id = COMPLETED, dataset.id
         left = _take_parts(session, upload_id)
     context.store.delete(left)
@@ -112,10 +110,10 @@ def cancel(context: Context, tenant: str, upload_id: str) -> UploadRow:
         WrongState: it is complete, or has expired.
     """
     with context.write() as session:
-        upload = _found(session, _own(tenant, upload_id).with_for_update())
+        upload = found(session, _own(tenant, upload_id).with_for_update())
         if upload.state == CANCELLED:
             return upload
-        upload = _pending(session, _own(tenant, upload_id))
+        upload = pending(session, _own(tenant, upload_id))
         upload.state = CANCELLED
         left = _take_parts(session, upload_id)
     context.store.delete(left)
@@ -124,9 +122,7 @@ def cancel(context: Context, tenant: str, upload_id: str) -> UploadRow:
 
 def remove_expired(context: Context) -> None:
     """Remove the uploads whose hour is over, with their parts."""
-    with context.read() as session:
-        over = list(session.scalars(select(UploadRow.id).where(UploadRow.expires_at < db_now())))
-    for upload_id in over:
+    for upload_id in over(context, direct=False):
         with context.write() as session:
             left = _take_parts(session, upload_id)
             session.execute(delete(UploadRow).where(UploadRow.id == upload_id))
@@ -134,23 +130,7 @@ def remove_expired(context: Context) -> None:
 
 
 def _own(tenant: str, upload_id: str) -> Select[UploadRow]:
-    return select(UploadRow).where(UploadRow.tenant == tenant, UploadRow.id == upload_id)
-
-
-def _found(session: Session, query: Select[UploadRow]) -> UploadRow:
-    row = session.scalar(query)
-    if row is None:
-        raise NotFound("there is no such upload", param="upload_id")
-    return row
-
-
-def _pending(session: Session, query: Select[UploadRow]) -> UploadRow:
-    row = _found(session, query)
-    late = row.expires_at < float(session.scalar(select(db_now())) or 0.0)
-    state = EXPIRED if late and row.state == PENDING else row.state
-    if state != PENDING:
-        raise WrongState(f"the upload is {state}", code=f"upload_{state}", param="upload_id", hint="Begin another one.")
-    return row
+    return own(tenant, upload_id, direct=False)
 
 
 def _ordered(session: Session, upload: UploadRow, part_ids: Sequence[str]) -> list[UploadPartRow]:

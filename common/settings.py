@@ -60,7 +60,18 @@ class Settings(BaseSettings):
         description="The same create by the same key within so long gets the same job; 0: another.",
     )
     max_upload_bytes: int = Field(512 * 2**20, ge=1, description="Largest upload through `POST /datasets`.")
-    max_dataset_bytes: int = Field(8 * 2**30, ge=1, description="Largest dataset that is fetched, and decoded.")
+    upload_part_bytes: int = Field(
+        16 * 2**20,
+        ge=5 * 2**20,
+        le=5 * 2**30,
+        description="Size of the parts of an upload that goes straight to S3; more where that would be over 10,000.",
+    )
+    upload_idle_s: float = Field(
+        86_400, gt=0, description="An upload straight to S3 is given up when its client has not asked for so long."
+    )
+    max_dataset_bytes: int = Field(
+        8 * 2**30, ge=1, description="Largest dataset that is fetched or uploaded in parts, and decoded."
+    )
     max_row_bytes: int = Field(4 * 2**20, ge=1, description="Longest row of a dataset.")
     max_rows: int = Field(10_000_000, ge=1, description="Most rows of a dataset.")
 

@@ -16,7 +16,8 @@ from common.context import Context
 from common.db.rows import DatasetRow
 from common.errors import InfraError, InvalidInput, NotFound, SourceAway, SourceRefused, TooLarge, UserError
 from common.settings import Settings
-from common.storage.store import REFUSED, sha256_of
+from common.storage.connection import REFUSED
+from common.storage.store import sha256_of
 from worker import bases, guard
 
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")

@@ -19,8 +19,9 @@ from api.openai.files import FileObject
 from api.openai.values import ExpiresAfter, check_purpose
 from common import files, part_uploads
 from common.db.rows import UploadRow
-from common.errors import InfraError, InvalidInput
+from common.errors import InfraError
 from common.schemas.values import Strict, Text
+from common.upload_rows import check_size
 
 router = APIRouter(
     prefix="/uploads", tags=["openai: files"], route_class=AuthenticatedRoute, dependencies=[Depends(bearer)]
@@ -100,13 +101,7 @@ def shown(row: UploadRow, file: FileObject | None = None) -> UploadObject:
 def create_upload(body: UploadCreate, context: Installation, session: Writing, who: WhoCalls) -> UploadObject:
     """Announce a file that will arrive in parts, within an hour."""
     check_purpose(body.purpose)
-    most = context.settings.max_dataset_bytes
-    if body.bytes > most:
-        raise InvalidInput(
-            f"bytes: a dataset may have {most} bytes",
-            param="bytes",
-            hint="Split it, or ask the operator about TUNERY_MAX_DATASET_BYTES.",
-        )
+    check_size(context.settings, body.bytes)
     lasts_s = body.expires_after.seconds if body.expires_after else None
     name = uploads.plain_name(body.filename)
     return shown(part_uploads.create(session, who.tenant, name=name, num_bytes=body.bytes, lasts_s=lasts_s))

@@ -224,7 +224,10 @@ class DatasetRow(Base):
 
 
 class UploadRow(Base):
-    """A file that arrives in parts; `bytes` is its announced size, `lasts_s` how long the whole is kept after that."""
+    """A file that arrives in parts; `bytes` is its announced size, `lasts_s` how long the whole is kept after that.
+
+    Of one whose parts go straight to the store, the SHA-256 was announced too; `store_upload` is the store's id of it.
+    """
 
     __tablename__ = "uploads"
 
@@ -235,10 +238,22 @@ class UploadRow(Base):
     lasts_s: Mapped[int | None]
     state: Mapped[str] = mapped_column(String(16))
     dataset_id: Mapped[str | None] = mapped_column(Id)
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    part_bytes: Mapped[int | None]
+    store_upload: Mapped[str | None]
     created_at: Mapped[float]
     expires_at: Mapped[float]
 
-    __table_args__ = (Index("uploads_by_expiry", "expires_at"),)
+    __table_args__ = (
+        Index("uploads_by_expiry", "expires_at"),
+        Index(
+            "uploads_by_content",
+            "tenant",
+            "sha256",
+            sqlite_where=text("sha256 is not null"),
+            postgresql_where=text("sha256 is not null"),
+        ),
+    )
 
 
 class UploadPartRow(Base):

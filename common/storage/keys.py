@@ -2,6 +2,7 @@
 
 {tenant}/datasets/{sha256}                       an upload, once per content
 {tenant}/uploads/{upload}/{part}                 a part of an upload, until the whole is there
+{tenant}/uploads/{upload}/whole                  what clients put here part by part, until its content is verified
 {tenant}/{job}/a{epoch}/adapter/…  reports/…     what an attempt made; model/… of a full fine-tune
 {tenant}/{job}/a{epoch}/adapter.tar.gz           the adapter folder as one file, if there is one
 {tenant}/{job}/a{epoch}/manifest.json            written last: without it the attempt published nothing
@@ -23,6 +24,11 @@ def dataset(tenant: str, sha256: str) -> str:
 def upload_part(tenant: str, upload_id: str, part_id: str) -> str:
     """Return the key of one part of an upload."""
     return f"{tenant}/uploads/{upload_id}/{part_id}"
+
+
+def whole_upload(tenant: str, upload_id: str) -> str:
+    """Return the key of an upload whose parts go straight to the store."""
+    return upload_part(tenant, upload_id, "whole")
 
 
 def job(tenant: str, job_id: str) -> str:

@@ -10,15 +10,16 @@ from fastapi.routing import APIRoute
 from api.auth import AuthenticatedRoute
 from api.openai import files as openai_files
 from api.openai import uploads as openai_uploads
-from api.routes import adapters, base_models, datasets, history, jobs, keys, quota, webhooks, workers
+from api.routes import adapters, base_models, datasets, history, jobs, keys, quota, uploads, webhooks, workers
 from tests.api.conftest import SPEC, Api, drive, finish
 
-NATIVE = (jobs, history, adapters, datasets, base_models, workers, keys, quota, webhooks)
+NATIVE = (jobs, history, adapters, datasets, uploads, base_models, workers, keys, quota, webhooks)
 OPENAI = (openai_files, openai_uploads)
 ROUTES = [route for module in NATIVE + OPENAI for route in module.router.routes if isinstance(route, APIRoute)]
 OPENAI_ROUTES = [route for module in OPENAI for route in module.router.routes]
 PLAIN = {"POST /jobs", "GET /jobs", "POST /datasets", "GET /datasets", "GET /base-models", "GET /workers"}
 PLAIN |= {"POST /jobs/cancel", "POST /jobs/estimate", "POST /v1/files", "GET /v1/files", "POST /v1/uploads"}
+PLAIN |= {"POST /uploads"}
 BODIES: dict[str, dict[str, Any]] = {
     "PATCH /jobs/{job_id}": {"json": {"priority": 1}},
     "POST /jobs/{job_id}/clone": {"json": {}},
@@ -55,12 +56,14 @@ def foreign(any_api: Api) -> dict[str, str]:
         delivery = client.post(f"/webhooks/{webhook['id']}/ping").json()
         announced = {"purpose": "fine-tune", "filename": "a", "bytes": 1, "mime_type": ""}
         upload = client.post("/v1/uploads", json=announced).json()
+        direct = client.post("/uploads", json={"name": "a", "bytes": 1, "sha256": "0" * 64}).json()
     return {
         "job_id": job["id"],
         "dataset_id": dataset["id"],
         "key_id": key["id"],
         "file_id": dataset["id"],
         "upload_id": upload["id"],
+        "direct_id": direct["id"],
         "webhook_id": webhook["id"],
         "delivery_id": delivery["id"],
     }
@@ -73,7 +76,10 @@ def test_every_route_with_another_tenants_key(any_api: Api, foreign: dict[str, s
             if "worker_id" in route.path or called(route) in PLAIN | OWN:
                 continue
             body = BODIES.get(called(route), {})
-            answer = client.request(min(route.methods), path_of(route).format(**foreign), **body)
+            path = path_of(route)
+            if path.startswith("/uploads"):
+                path = path.replace("upload_id", "direct_id")
+            answer = client.request(min(route.methods), path.format(**foreign), **body)
             assert answer.status_code == 404, f"{called(route)}: {answer.status_code}"
             walked.add(called(route))
         for path in ("/jobs", "/datasets", "/v1/files", "/webhooks"):
@@ -87,3 +93,10 @@ def test_every_route_with_another_tenants_key(any_api: Api, foreign: dict[str, s
         assert client.get(f"/jobs/{foreign['job_id']}").status_code == 200
         assert client.get(f"/datasets/{foreign['dataset_id']}").status_code == 200
         assert client.get(f"/webhooks/{foreign['webhook_id']}").json()["enabled"]
+        assert client.get(f"/uploads/{foreign['direct_id']}").json()["status"] == "pending"
+
+
+def test_the_two_kinds_of_uploads_are_apart(any_api: Api, foreign: dict[str, str]) -> None:
+    with any_api.client() as client:
+        assert client.get(f"/uploads/{foreign['upload_id']}").status_code == 404
+        assert client.post(f"/v1/uploads/{foreign['direct_id']}/cancel").status_code == 404

@@ -14,7 +14,7 @@ import pytest
 from common.context import Context
 from common.errors import InfraError, SourceAway, SourceRefused
 from common.settings import Settings
-from common.storage.store import REFUSED
+from common.storage.connection import REFUSED
 from tests.worker.conftest import Bench
 from tests.worker.peers import Answer, Hub, serve
 from tests.worker.test_fetch import LOOPBACK, ROWS, alive, changed, got

@@ -1,0 +1,65 @@
+"""What uploads in parts have in common, whether the parts come through the API or go straight to the store."""
+
+from __future__ import annotations
+
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+
+from common.context import Context
+from common.db.engine import db_now
+from common.db.rows import UploadRow
+from common.errors import InvalidInput, NotFound, WrongState
+from common.settings import Settings
+
+PENDING, COMPLETED, CANCELLED, EXPIRED, FAILED = "pending", "completed", "cancelled", "expired", "failed"
+
+
+def check_size(settings: Settings, num_bytes: int) -> None:
+    """Raise InvalidInput for a file that is larger than a dataset may be."""
+    most = settings.max_dataset_bytes
+    if num_bytes > most:
+        raise InvalidInput(
+            f"bytes: a dataset may have {most} bytes",
+            param="bytes",
+            hint="Split it, or ask the operator about TUNERY_MAX_DATASET_BYTES.",
+        )
+
+
+def now(session: Session) -> float:
+    """Return the time by the database's clock."""
+    return float(session.scalar(select(db_now())) or 0.0)
+
+
+def own(tenant: str, upload_id: str, *, direct: bool) -> Select[UploadRow]:
+    """Return the query for an upload of one kind: `direct` ones have their parts in the store itself."""
+    kind = UploadRow.sha256.is_not(None) if direct else UploadRow.sha256.is_(None)
+    return select(UploadRow).where(UploadRow.tenant == tenant, UploadRow.id == upload_id, kind)
+
+
+def found(session: Session, query: Select[UploadRow]) -> UploadRow:
+    """Return the row; raises NotFound."""
+    row = session.scalar(query)
+    if row is None:
+        raise NotFound("there is no such upload", param="upload_id")
+    return row
+
+
+def state_of(session: Session, row: UploadRow) -> str:
+    """Return the state of an upload now: one that waits for parts ends by itself."""
+    return EXPIRED if row.state == PENDING and row.expires_at < now(session) else row.state
+
+
+def pending(session: Session, query: Select[UploadRow]) -> UploadRow:
+    """Return the row of an upload that waits for its parts; raises NotFound and WrongState."""
+    row = found(session, query)
+    state = state_of(session, row)
+    if state != PENDING:
+        raise WrongState(f"the upload is {state}", code=f"upload_{state}", param="upload_id", hint="Begin another one.")
+    return row
+
+
+def over(context: Context, *, direct: bool) -> list[str]:
+    """Return the ids of the uploads of one kind whose time is over."""
+    kind = UploadRow.sha256.is_not(None) if direct else UploadRow.sha256.is_(None)
+    with context.read() as session:
+        return list(session.scalars(select(UploadRow.id).where(UploadRow.expires_at < db_now(), kind)))
