@@ -6,10 +6,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
+from api.limits import is_form
 from api.naming import check_names, known_parameters
 from common.keyring import bearer_key
 
@@ -23,11 +25,15 @@ class AuthenticatedRoute(APIRoute):
         """Return the handler with the check in front."""
         handler = super().get_route_handler()
         known = known_parameters(self)
+        takes_json = self.body_field is not None
 
         async def authenticated(request: Request) -> Response:
             key = bearer_key(request.headers.get("authorization", ""))
             request.state.caller = await run_in_threadpool(request.app.state.keyring.identify, key)
             check_names(request, known)
+            if takes_json and is_form(request.headers.get("content-type", "")):
+                # Forms may be as long as an upload, which is written to a file; JSON is read into memory.
+                raise RequestValidationError([], body=b"")
             return await handler(request)
 
         return authenticated

@@ -23,6 +23,11 @@ class BodyTooLarge(HTTPException):
         super().__init__(413, f"the body is longer than {limit} bytes")
 
 
+def is_form(content_type: str) -> bool:
+    """Return whether a body of this type is a form with a file, which may be as long as an upload."""
+    return content_type.lower().startswith("multipart/form-data")
+
+
 class BodyLimit:
     """ASGI layer that counts the bytes of a body and refuses too many: 1 MiB, or an upload's own limit."""
 
@@ -36,7 +41,7 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         headers = {name: value for name, value in scope["headers"]}
-        is_upload = headers.get(b"content-type", b"").lower().startswith(b"multipart/form-data")
+        is_upload = is_form(headers.get(b"content-type", b"").decode("latin-1"))
         limit = self._upload_bytes + _MULTIPART_SLACK_BYTES if is_upload else JSON_BYTES
         body = _Body(receive, send, limit, awaits_word=b"100-continue" in headers.get(b"expect", b"").lower())
         declared = headers.get(b"content-length", b"0")

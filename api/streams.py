@@ -17,9 +17,11 @@ from starlette.concurrency import run_in_threadpool
 
 from api import freshness
 from api.watching import Watcher
+from common import keys
 from common.context import Context
-from common.errors import NotFound
+from common.errors import NotFound, Unauthenticated
 from common.jobs import queries, standing, states
+from common.keys import Caller
 
 PING_S = 15.0
 _BATCH = 200
@@ -39,15 +41,18 @@ class Batch:
     ended: bool
 
 
-def read(context: Context, tenant: str, job_id: str, after: int, shown_tag: str) -> Batch:
+def read(context: Context, who: Caller, job_id: str, after: int, shown_tag: str) -> Batch:
     """Return what follows the cursor `after`, and the job's state unless it was shown with that tag already.
 
     Raises:
-        NotFound: no such job in this tenant.
+        NotFound: no such job in the caller's tenant.
+        Unauthenticated: the caller's key was revoked.
     """
     with context.read() as session:
+        # A stream may last for days: whoever lost the key meanwhile is told nothing more.
+        keys.check(session, who)
         # The row before its history: a state must not be shown before what led to it.
-        row = queries.row(session, tenant, job_id)
+        row = queries.row(session, who.tenant, job_id)
         changes = queries.changes(session, job_id, after=after, limit=_BATCH)
         messages = [
             format_sse_event(data_str=to_json(value, inf_nan_mode="null").decode(), event=kind, id=str(cursor))
@@ -63,14 +68,14 @@ def read(context: Context, tenant: str, job_id: str, after: int, shown_tag: str)
         return Batch(b"".join(messages), last, row.version, shown_tag, more, job.waits_for is not None, ended)
 
 
-async def follow(context: Context, watcher: Watcher, tenant: str, job_id: str, after: int) -> AsyncIterator[bytes]:
-    """Yield messages until the job has ended and everything was sent, or the server closes."""
+async def follow(context: Context, watcher: Watcher, who: Caller, job_id: str, after: int) -> AsyncIterator[bytes]:
+    """Yield messages until the job has ended and everything was sent, the key was revoked, or the server closes."""
     tag = ""
     with watcher.subscribe(job_id, -1) as subscription:
         while not watcher.closed:
             try:
-                batch = await run_in_threadpool(read, context, tenant, job_id, after, tag)
-            except NotFound:
+                batch = await run_in_threadpool(read, context, who, job_id, after, tag)
+            except (NotFound, Unauthenticated):
                 return
             except SQLAlchemyError as error:
                 # The client comes back with its cursor, and hears 503 as long as the database is away.

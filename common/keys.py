@@ -9,7 +9,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
 from common.db.engine import db_now
@@ -61,13 +61,23 @@ def identify(session: Session, key: str) -> Caller:
     Raises:
         Unauthenticated: the key is unknown or revoked.
     """
-    row = session.scalar(select(ApiKeyRow).where(ApiKeyRow.sha256 == _hash(key), ApiKeyRow.revoked_at.is_(None)))
+    row = _valid(session, ApiKeyRow.sha256 == _hash(key))
+    return Caller(row.id, row.tenant, row.admin)
+
+
+def check(session: Session, who: Caller) -> None:
+    """Raise Unauthenticated where the key of a caller who was let in earlier was revoked since."""
+    _valid(session, ApiKeyRow.id == who.key_id)
+
+
+def _valid(session: Session, condition: ColumnElement[bool]) -> ApiKeyRow:
+    row = session.scalar(select(ApiKeyRow).where(condition, ApiKeyRow.revoked_at.is_(None)))
     if row is None:
         raise Unauthenticated(
             "the API key is not known, or was revoked",
             hint="Send `Authorization: Bearer <key>`; `tunery keys create` makes one.",
         )
-    return Caller(row.id, row.tenant, row.admin)
+    return row
 
 
 def touch(session: Session, key_id: str) -> None:

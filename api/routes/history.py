@@ -48,7 +48,7 @@ async def list_events(
     if _STREAM not in accept:
         return await run_in_threadpool(_events, context, who.tenant, job_id, cursor, limit)
     await run_in_threadpool(_check_own, context, who.tenant, job_id)
-    messages = streams.follow(context, request.app.state.watcher, who.tenant, job_id, cursor)
+    messages = streams.follow(context, request.app.state.watcher, who, job_id, cursor)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return EventSourceResponse(messages, headers=headers)
 

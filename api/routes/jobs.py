@@ -15,11 +15,12 @@ from api.errors import BadBody
 from api.freshness import retry_after_s, tag, unchanged
 from api.labels import LABELS_DOC, Labels
 from api.watching import Watcher
-from common import bulk, estimates, removal, submission
+from common import bulk, estimates, keys, removal, submission
 from common.context import Context
 from common.errors import InvalidInput
 from common.jobs import lifecycle, queries, standing, states
 from common.jobs.selection import Selection
+from common.keys import Caller
 from common.schemas.bulk import CancelList, CancelMany
 from common.schemas.estimates import JobEstimate
 from common.schemas.exports import ExportRequest
@@ -116,7 +117,7 @@ async def read_job(
         watcher: Watcher = request.app.state.watcher
         with watcher.subscribe(job_id, version) as subscription:
             await subscription.wait(wait)
-        job, version = await run_in_threadpool(_look, context, who.tenant, job_id)
+        job, version = await run_in_threadpool(_look_again, context, who, job_id)
     headers = {"ETag": tag(job, version), "Cache-Control": "no-cache"}
     if (again_s := retry_after_s(job)) is not None:
         headers["Retry-After"] = str(again_s)
@@ -130,6 +131,12 @@ def _look(context: Context, tenant: str, job_id: str) -> tuple[JobRead, int]:
     with context.read() as session:
         row = queries.row(session, tenant, job_id)
         return standing.told(session, row), row.version
+
+
+def _look_again(context: Context, who: Caller, job_id: str) -> tuple[JobRead, int]:
+    with context.read() as session:
+        keys.check(session, who)
+    return _look(context, who.tenant, job_id)
 
 
 @router.patch("/{job_id}", responses=problem_answers(404, 409, 415))

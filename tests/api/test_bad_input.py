@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -114,6 +116,18 @@ def test_bytes_that_are_no_job(client: httpx2.Client, subtests: pytest.Subtests)
     for content in (too_long, iter([too_long])):
         answer = client.post("/jobs", content=content, headers={"content-type": "application/json"})
         assert checked(answer, 413)["code"] == "too_large"
+
+
+def test_a_form_where_json_belongs_is_refused_before_it_is_read(api: Api) -> None:
+    # A form may be as long as an upload: read into memory as JSON is, a few of them would fill it.
+    address = urlsplit(api.url)
+    head = (
+        f"POST /jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.key}\r\nExpect: 100-continue\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 2000000\r\n\r\n"
+    )
+    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 415 "), "100 would ask for the body"
 
 
 def test_addresses_that_are_wrong(any_api: Api, subtests: pytest.Subtests) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -110,3 +111,25 @@ def test_a_closing_server_ends_its_streams(api: Api, client: httpx2.Client) -> N
         next(stream)
     assert all(message.event in ("job", "event") for message in stream), "the stream ends, and is not cut"
     second.close()
+
+
+def test_a_revoked_key_hears_nothing_more(api: Api, client: httpx2.Client) -> None:
+    lost = client.post("/keys", json={"name": "lost"}).json()
+    job_id = submit(client)
+    with api.client(lost["key"]) as thief, ThreadPoolExecutor(1) as pool:
+        stream = follow(thief, job_id)
+        while next(stream).event != "job":
+            continue
+        polling = pool.submit(thief.get, f"/jobs/{job_id}?wait=60")
+        await_subscriptions(api, 2)
+        assert client.delete(f"/keys/{lost['id']}").status_code == 204
+        client.post(f"/jobs/{job_id}/cancel")
+        assert list(stream) == []
+        assert polling.result().status_code == 401
+
+
+def await_subscriptions(api: Api, number: int) -> None:
+    deadline = time.monotonic() + 30
+    while len(api.watcher._subscriptions) < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
