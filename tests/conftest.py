@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["tests.servers", "tests.installations", "tests.node"]
+pytest_plugins = ["tests.servers", "tests.installations", "tests.node", "tests.stock_libraries"]

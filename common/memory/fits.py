@@ -51,7 +51,10 @@ def on_worker(wish: Wish, setup: Setup | None, rows: Rows, worker: Worker) -> Wo
         return shown.model_copy(update={"message": message})
     fit = _fit(wish, setup, rows, worker.vram_bytes)
     needed = fit.estimate.total_bytes
-    lack = f"about {needed / _GIB:.1f} GiB are needed, and the card has {worker.vram_bytes / _GIB:.1f}"
+    there = f"the card has {worker.vram_bytes / _GIB:.1f}"
+    if wish.most_bytes is not None and wish.most_bytes < worker.vram_bytes:
+        there = f"max_memory_gib allows {wish.most_bytes / _GIB:.1f}"
+    lack = f"about {needed / _GIB:.1f} GiB are needed, and {there}"
     return shown.model_copy(
         update={
             "fits": fit.fits,

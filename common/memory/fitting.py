@@ -38,16 +38,21 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a job leaves to the worker, None meaning "auto"; a number is kept."""
+    """What a job leaves to the worker, None meaning "auto"; a number is kept. `most_bytes`: what the run may take."""
 
     micro_batch: int | None
     accumulation: int | None
     checkpointing: int | None
+    most_bytes: int | None = None
 
     @property
     def leaves_something(self) -> bool:
         """Whether there is anything to choose."""
         return None in (self.micro_batch, self.accumulation, self.checkpointing)
+
+    def room(self, free_bytes: int) -> int:
+        """Return what the run may take of what is free."""
+        return free_bytes if self.most_bytes is None else min(free_bytes, self.most_bytes)
 
 
 @dataclass(frozen=True)
@@ -80,11 +85,12 @@ class Fit:
 def read_wish(asked: Hyperparameters) -> Wish:
     """Return what `asked` leaves open; `true` means checkpointing of every layer, `false` of none."""
     micro, accumulation = asked.per_device_train_batch_size, asked.gradient_accumulation_steps
-    checkpointing = asked.gradient_checkpointing
+    checkpointing, most_gib = asked.gradient_checkpointing, asked.max_memory_gib
     return Wish(
         None if micro == "auto" else micro,
         None if accumulation == "auto" else accumulation,
         None if checkpointing == "auto" else int(checkpointing),
+        None if most_gib == "auto" else int(most_gib * 2**30),
     )
 
 
@@ -102,8 +108,9 @@ def choose(wish: Wish, setup: Setup, rows: Rows, free_bytes: int, *, device: str
     memory decides. A pure function of its arguments, so that equal cards choose alike.
 
     Args:
-        free_bytes: what the run may take, the device's context not counted.
+        free_bytes: what is free, the device's context not counted.
     """
+    free_bytes = wish.room(free_bytes)
     search = _Search(wish, setup, rows, device, free_bytes)
     fitting = [fit for fit in search.fits if fit.fits]
     smallest = min(search.fits, key=lambda fit: fit.estimate.allocated_bytes)

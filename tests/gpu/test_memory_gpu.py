@@ -1,6 +1,7 @@
 """Memory on a CUDA device: spikes that paged optimizers survive, the ladder down from a real lack of it, its return.
 
-A process memory fraction stands in for a small card. Managed memory stays far below what the card has free.
+The option `max_memory_gib`, which sets the fraction of the card that the process may take, stands in for a small card.
+Managed memory stays far below what the card has free.
 """
 
 from __future__ import annotations
@@ -8,8 +9,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,19 +30,9 @@ LARGE = {"r": 1024, "lora_dropout": 0.0}
 PLAIN = {"kernels": "plain"}
 
 
-@contextmanager
-def small_card(num_bytes: int) -> Iterator[None]:
-    """Let torch's allocator take at most `num_bytes` of the card."""
-    import torch
-
-    torch.cuda.empty_cache()
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(num_bytes / total)
-    try:
-        yield
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-        torch.cuda.empty_cache()
+def small_card(num_bytes: int) -> dict[str, float]:
+    """Return the option that lets torch's allocator take at most `num_bytes` of the card."""
+    return {"max_memory_gib": num_bytes / 2**30}
 
 
 def peak(made: Attempt) -> int:
@@ -61,9 +50,9 @@ def test_a_paged_optimizer_survives_a_spike_that_a_resident_one_does_not(tmp_pat
     options |= PLAIN
     free = run(tmp_path / "free", base, spiky_rows(), optim="paged_adamw_32bit", **options)
     assert free.code == protocol.DONE
-    with small_card(peak(free) + 96 * 2**20):
-        paged = run(tmp_path / "paged", base, spiky_rows(), optim="paged_adamw_32bit", **options)
-        resident = run(tmp_path / "resident", base, spiky_rows(), optim="adamw_torch_fused", **options)
+    options |= small_card(peak(free) + 96 * 2**20)
+    paged = run(tmp_path / "paged", base, spiky_rows(), optim="paged_adamw_32bit", **options)
+    resident = run(tmp_path / "resident", base, spiky_rows(), optim="adamw_torch_fused", **options)
     # The backward pass of attention adds in any order, so two equal runs drift apart.
     assert paged.code == protocol.DONE and paged.losses == pytest.approx(free.losses, rel=1e-3)
     assert resident.code == protocol.OUT_OF_MEMORY
@@ -75,8 +64,8 @@ def test_the_ladder_leads_out_of_a_real_lack_of_memory(tmp_path: Path):
     options = {"max_steps": 3, "max_length": 2048, "gradient_checkpointing": False, "lora": {"lora_dropout": 0.0}}
     options |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1} | PLAIN
     whole = run(tmp_path / "whole", base, rows, **options)
-    with small_card(peak(whole) // 2):
-        tries = [run(tmp_path / f"shrink{shrink}", base, rows, shrink=shrink, **options) for shrink in range(4)]
+    options |= small_card(peak(whole) // 2)
+    tries = [run(tmp_path / f"shrink{shrink}", base, rows, shrink=shrink, **options) for shrink in range(4)]
     codes = [made.code for made in tries]
     assert codes[0] == protocol.OUT_OF_MEMORY and protocol.DONE in codes, codes
     made = tries[codes.index(protocol.DONE)]

@@ -17,6 +17,7 @@ from peft import prepare_model_for_kbit_training
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from common.errors import InvalidInput
+from common.memory.fitting import WEIGHTS_SHARE, read_wish
 from common.schemas.jobs import JobSpec
 from common.schemas.lora import Quantization
 from common.schemas.precision import MemoryFootprint
@@ -166,6 +167,8 @@ def _plan(job: JobSpec, empty: PreTrainedModel, left_out: list[str] | None, devi
     room = room_for_weights(device)
     if room is None or job.quantization is None or job.quantization.device_map != "auto":
         return None
+    most = read_wish(job.hyperparameters).most_bytes
+    room = room if most is None else min(room, int(most * WEIGHTS_SHARE))
     return plan_offload(empty, job.quantization, left_out, room)
 
 

@@ -44,13 +44,14 @@ def fit_to(job: JobSpec, shape: Shape, rows: Rows, device: torch.device, held_by
     return fitting.choose(wish, device_setup(job, shape, device), rows, free, device=device.type)
 
 
-def tightness(fit: Fit, device: torch.device, held_bytes: int = 0) -> tuple[Choice, ...]:
+def tightness(job: JobSpec, fit: Fit, device: torch.device, held_bytes: int = 0) -> tuple[Choice, ...]:
     """Return a warning where no plan fits."""
     if fit.fits:
         return ()
     needed, free = fit.estimate.allocated_bytes, free_bytes(device) + held_bytes
+    free = fitting.read_wish(job.hyperparameters).room(free)
     message = (
-        f"about {needed / 2**30:.1f} GiB are needed, and {free / 2**30:.1f} GiB are free: it may run out of memory"
+        f"about {needed / 2**30:.1f} GiB are needed, and {free / 2**30:.1f} GiB may be taken: it may run out of memory"
     )
     return (Choice("memory.tight", message, {"needed_bytes": needed, "free_bytes": free}, "warning"),)
 

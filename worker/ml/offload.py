@@ -17,11 +17,10 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import InvalidInput
+from common.memory.fitting import WEIGHTS_SHARE
 from common.schemas.lora import Quantization
 from worker.ml.options import Choice
 
-# Of the card's free memory; the rest is for activations, adapter and optimizer.
-_WEIGHTS_SHARE = 0.6
 # The layer that computes, and the one before it, whose work may still be under way.
 _VISITORS = 2
 # Half a byte a weight, and a scale for each 64 of them: four bytes, or one byte and four for each 256 scales.
@@ -62,7 +61,7 @@ def room_for_weights(device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
-    return int(free * _WEIGHTS_SHARE)
+    return int(free * WEIGHTS_SHARE)
 
 
 def plan_offload(

@@ -67,7 +67,7 @@ def _plan_memory(run: Run, facts: BaseFacts, census: Census) -> None:
     if run.plan is None and facts.shape is not None:
         fit = fit_to(run.job, facts.shape, rows_of(run.job, census), run.device, run.holder.held_bytes)
         run.plan = fit.plan
-        run.tell(*tightness(fit, run.device, run.holder.held_bytes))
+        run.tell(*tightness(run.job, fit, run.device, run.holder.held_bytes))
 
 
 def _prompts(run: Run, facts: BaseFacts, *, plain: bool) -> list[Prompt]:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from common.memory.fitting import USABLE, BatchPlan, Fit, Rows, Wish, checkpointed, choose
+from common.memory.fitting import USABLE, BatchPlan, Fit, Rows, Wish, checkpointed, choose, read_wish
 from common.memory.setup import Setup
+from common.schemas.hyperparameters import Hyperparameters
 from tests.unit.memory.test_estimate import GIB, setup_of
 
 OPEN = Wish(None, None, None)
@@ -51,6 +52,15 @@ def test_what_is_asked_is_kept():
     plan = chosen(12, Wish(None, 8, None)).plan
     assert plan.accumulation == 8 and plan.micro_batch in (1, 2)
     assert chosen(8, Wish(32, 1, 0)).plan == BatchPlan(32, 1, 0)
+
+
+def test_no_more_is_planned_with_than_the_job_may_take():
+    asked = Hyperparameters(
+        per_device_train_batch_size="auto", gradient_accumulation_steps="auto", gradient_checkpointing="auto",
+        max_memory_gib=12.0,
+    )  # fmt: skip
+    assert chosen(80, read_wish(asked)) == chosen(12) != chosen(80)
+    assert chosen(10, read_wish(asked)) == chosen(10)
 
 
 def test_where_nothing_fits_the_smallest_is_taken():

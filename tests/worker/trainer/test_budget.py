@@ -56,6 +56,20 @@ def test_what_is_free_decides_and_a_resumed_run_keeps_it(go: Go, base: Path, tmp
     assert again.adapter_bytes() == tight.adapter_bytes() and again.losses[-1] == tight.losses[-1]
 
 
+def test_what_is_left_open_goes_with_what_was_asked_for(go: Go, free: Any):
+    free(16 << 30)
+    assert chosen(go(**OPEN | {"per_device_train_batch_size": 2}, max_steps=1)) == (2, 8, 0)
+    assert chosen(go(**OPEN | {"gradient_accumulation_steps": 8}, max_steps=1)) == (2, 8, 0)
+
+
+def test_no_more_is_planned_with_than_the_job_may_take(go: Go, free: Any):
+    free(16 << 30)
+    roomy = go(**OPEN, max_steps=1)
+    most = roomy.result["memory"]["estimated"]["allocated_bytes"] * 0.7
+    micro, accumulation, _ = chosen(go(**OPEN, max_steps=1, max_memory_gib=most / 2**30))
+    assert micro < 4 and micro * accumulation == 16
+
+
 def test_where_nothing_fits_it_says_so_and_tries(go: Go, free: Any):
     free(1 << 17)
     made = go(**OPEN, max_steps=1)

@@ -254,6 +254,8 @@ def test_without_a_card_the_plain_path_runs_and_says_so_once(tmp_path: Path, bas
     made = run(tmp_path / "run", base, max_steps=1)
     (note,) = made.notes("kernels.plain")
     assert "CUDA" in note.message and made.result["kernels"]["path"] == "plain" and not made.notes("kernels.fused")
+    (note,) = run(tmp_path / "plain", base, max_steps=1, kernels="plain").notes("kernels.plain")
+    assert note.data == {"reason": "it was asked for"}
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import site
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +13,7 @@ import pytest
 import torch
 from peft.tuners.lora import LoraModel
 
+from tests.stock_libraries import run_stock
 from tests.worker.trainer import tiny
 from tests.worker.trainer.conftest import Attempt, Go, attempt
 from tests.worker.trainer.test_resume import resumed
@@ -30,20 +28,12 @@ ALL = ["adapter", "merged", "merged_dequantized", "merged_4bit"]
 ROUNDING = 0.012
 VALIDATION = tiny.chat_rows(30)[20:]
 
-# Run by another interpreter without this project: -I leaves out the working folder and PYTHONPATH, -S the .pth files
-# through which an editable installation is found.
+# Run by another environment, see `tests.stock_libraries`.
 STOCK = """
-import sys
-sys.path[:0] = sys.argv[1].split(":")
-import json, torch
-try:
-    import worker
-    raise SystemExit("this project is importable")
-except ModuleNotFoundError:
-    pass
+import json, sys, torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-rows, base, out = json.loads(sys.argv[2]), sys.argv[3], sys.argv[4]
+rows, base, out = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
 def logits(model):
     with torch.no_grad():
         return [model.eval()(input_ids=torch.tensor([row])).logits[0].float() for row in rows]
@@ -54,23 +44,27 @@ config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4b
                             bnb_4bit_compute_dtype=torch.float32)
 four_bit = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, quantization_config=config)
 said["adapter_on_4_bit"] = logits(PeftModel.from_pretrained(four_bit.dequantize().float(), out + "/adapter"))
-for name in sys.argv[5].split(","):
+for name in sys.argv[4].split(","):
     said[name] = logits(load(out + "/" + name))
     assert AutoTokenizer.from_pretrained(out + "/" + name)("the quick")["input_ids"]
 torch.save(said, out + "/said.pt")
 """
 
 
-def by_stock_libraries(rows: list[list[int]], base: Path, out: Path, names: list[str]) -> dict[str, list[torch.Tensor]]:
-    """Return what stock transformers and peft compute from base and artifacts, in a process without this project."""
-    packages = ":".join([*site.getsitepackages(), *(path for path in sys.path if path.endswith("-packages"))])
-    arguments = [packages, json.dumps(rows), str(base), str(out), ",".join(names)]
-    command = [sys.executable, "-I", "-S", "-c", STOCK, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/")
-    assert done.returncode == 0, done.stderr[-3000:]
-    said: dict[str, list[torch.Tensor]] = torch.load(out / "said.pt")
-    (out / "said.pt").unlink()
-    return said
+Said = Callable[[list[list[int]], Path, Path, list[str]], dict[str, list[torch.Tensor]]]
+
+
+@pytest.fixture
+def by_stock_libraries(stock_python: Path) -> Said:
+    """What stock transformers and peft compute from base and artifacts, in a virtual environment of their own."""
+
+    def ask(rows: list[list[int]], base: Path, out: Path, names: list[str]) -> dict[str, list[torch.Tensor]]:
+        run_stock(stock_python, STOCK, json.dumps(rows), str(base), str(out), ",".join(names))
+        said: dict[str, list[torch.Tensor]] = torch.load(out / "said.pt")
+        (out / "said.pt").unlink()
+        return said
+
+    return ask
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +87,9 @@ def apart(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
     return difference(first, second).relative
 
 
-def test_stock_libraries_give_the_logits_of_the_trainer(go: Go, base: Path, published: Attempt):
+def test_stock_libraries_give_the_logits_of_the_trainer(
+    go: Go, base: Path, published: Attempt, by_stock_libraries: Said
+):
     plain = go(validation=VALIDATION)
     assert plain.run and published.code == protocol.DONE
     rows = [list(row["input_ids"]) for row in plain.run.eval_rows][:4]
@@ -111,7 +107,7 @@ def test_stock_libraries_give_the_logits_of_the_trainer(go: Go, base: Path, publ
     assert quantized == pytest.approx(stated, rel=0.5)
 
 
-def test_a_16_bit_job_is_merged_into_what_it_was_trained_on(go: Go, base: Path):
+def test_a_16_bit_job_is_merged_into_what_it_was_trained_on(go: Go, base: Path, by_stock_libraries: Said):
     sixteen = {"method": "lora", "quantization": {"load_in_4bit": False}}
     plain, merged = go(**sixteen), go(**sixteen, export=["merged", "merged_4bit"])
     assert plain.run

@@ -111,5 +111,8 @@ def test_a_base_that_fits_stays_on_the_card(go: Go, deep: Path, monkeypatch: pyt
         room(monkeypatch, size)
         made = go(base=deep, quantization=AUTO, max_steps=1)
         assert made.code == protocol.DONE and not made.notes("base.offloaded") and "offload" not in made.result
+    # Of what the job may take, 60 % are for weights.
+    small = go(base=deep, quantization=AUTO, max_steps=1, max_memory_gib=160_000 / 0.6 / 2**30)
+    assert small.result["offload"]["layers"] == 5
     room(monkeypatch, 160_000)
     assert not go(base=deep, max_steps=1).notes("base.offloaded"), "it was not asked for"

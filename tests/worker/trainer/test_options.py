@@ -129,6 +129,18 @@ def test_rows_of_similar_length_come_together(go: Go):
     assert any(other[start : start + 4] != sorted(other[start : start + 4], reverse=True) for start in (4, 8))
 
 
+def test_the_seed_draws_the_adapter_the_order_and_the_noise(go: Go):
+    still = {"learning_rate": 1e-12, "group_by_length": False, "neftune_noise_alpha": 20.0}
+    # One row has one order, and an adapter whose B is zero changes nothing: what is left to differ is the noise.
+    made, same, other = (go(tiny.chat_rows(1), max_steps=1, seed=seed, **still) for seed in (1, 1, 2))
+    assert made.losses == same.losses and abs(made.losses[0] - other.losses[0]) > 1e-3
+    name = next(name for name in made.weights() if "lora_A" in name)
+    assert torch.equal(made.weights()[name], same.weights()[name])
+    assert not torch.allclose(made.weights()[name], other.weights()[name])
+    first, second = (order(go(max_steps=1, seed=seed, **still)) for seed in (1, 2))
+    assert first != second
+
+
 def order(made: Attempt) -> list[int]:
     """Return the rows of the first epoch as the trainer's loader hands them out."""
     assert made.run
@@ -214,6 +226,14 @@ def test_the_adapter_has_the_asked_form(go: Go, tmp_path: Path):
     assert all(3 in tensor.shape for name, tensor in weights.items() if "lora_" in name)
     biases = {name for name in weights if name.endswith(".bias")}
     assert len(biases) == 2 and all("q_proj" in name for name in biases)
+    every = go(base=biased, lora=lora | {"bias": "all"}, max_steps=1).weights()
+    assert len([name for name in every if name.endswith(".bias")]) == 2 * len("qkvo")
+
+
+def test_dropout_disturbs_training_on_the_plain_path(go: Go):
+    plain, dropped = (go(lora={"lora_dropout": share}, quantization=FLOAT32) for share in (0.0, 0.5))
+    # Nothing passes through B before the first step, so there is nothing to drop.
+    assert plain.losses[0] == dropped.losses[0] and abs(plain.losses[2] - dropped.losses[2]) > 1e-4
 
 
 @pytest.mark.parametrize(
