@@ -18,15 +18,25 @@ def upload(
     ctx: typer.Context,
     file: Annotated[Path, typer.Argument(help="A JSONL, JSON, CSV or Parquet file.", metavar="FILE")],
     name: Annotated[str | None, typer.Option(help="Another name than the file's.")] = None,
+    direct: Annotated[
+        bool | None,
+        typer.Option(
+            "--direct/--through-api",
+            help="Send parts straight to the object store, or all through the API; otherwise by the size: 64 MiB.",
+        ),
+    ] = None,
     output: state.Output = None,
 ) -> None:
-    """Upload a file; the URI that it gets is what jobs name as their dataset."""
+    """Upload a file; the URI that it gets is what jobs name as their dataset.
+
+    A large one that broke off goes on where it did, by the same command.
+    """
     from common.cli import screen
-    from common.cli.transfers import transfer
+    from common.cli.sending import send_file
 
     options = state.of(ctx)
-    with options.connect() as client, transfer("uploading", options.as_json) as on_progress:
-        dataset = client.datasets.upload(file.expanduser(), name=name, on_progress=on_progress)
+    with options.connect() as client:
+        dataset = send_file(client, file.expanduser(), name=name, direct=direct, quiet=options.as_json)
     if options.as_json:
         screen.as_json(dataset)
     else:

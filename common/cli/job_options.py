@@ -94,10 +94,9 @@ def resolve(client: Tunery, text: str, param: str, quiet: bool) -> str | Dataset
     """
     if "://" in text or text.startswith("dataset:"):
         return text
-    from common.cli.transfers import transfer
+    from common.cli.sending import send_file
     from common.client.sending import check_file
 
     path = Path(text).expanduser()
     check_file(path, param)
-    with transfer("uploading", quiet) as on_progress:
-        return client.datasets.upload(path, on_progress=on_progress)
+    return send_file(client, path, quiet=quiet)

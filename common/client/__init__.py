@@ -18,6 +18,7 @@ from common.client.errors import (
     ServerNotFound,
     StateConflict,
     UnexpectedAnswer,
+    UploadFailed,
 )
 from common.client.jobs import Job
 from common.client.pages import Page
@@ -43,4 +44,5 @@ __all__ = [
     "StateConflict",
     "Tunery",
     "UnexpectedAnswer",
+    "UploadFailed",
 ]

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import AsyncIterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Unpack
 
-import anyio.to_thread
 import httpx2
 from pydantic import PrivateAttr
 
 from common.client import requests
-from common.client.errors import ApiError, DownloadFailed
+from common.client.errors import ApiError
 from common.client.jobs import Artifacts, Checkpoints, Columns, Events, Jobs, Metrics, Outcomes, Paths
 from common.client.pages import Page
 from common.client.requests import CloneFields, FilterFields, JobFields, OrderFields
 from common.client.sending import Progress
-from common.client.transport import AsyncTransport, Transport
+from common.client.threads import in_thread
+from common.client.transport import AsyncTransport
 from common.client.watching import STREAM_TIMEOUT_S, Cursor, Patience, columns, opened
 from common.schemas.datasets import Dataset
 from common.schemas.estimates import JobEstimate
@@ -277,22 +275,13 @@ class AsyncJobs:
 
         Files and hashes are work for a thread; a cancelled task stops it at the next chunk and keeps what arrived.
         """
-        stop = threading.Event()
-
-        def report(name: str, done: int, total: int) -> None:
-            if stop.is_set():
-                raise DownloadFailed(f"{name} was given up", code="cancelled")
-            if on_progress is not None:
-                on_progress(name, done, total)
-
-        def fetch() -> Paths:
-            with closing(Transport(self._transport.address, self._transport.retries)) as transport:
-                return Jobs(transport).download(job, folder, adapter_only=adapter_only, on_progress=report)
-
-        try:
-            return await anyio.to_thread.run_sync(fetch, abandon_on_cancel=True)
-        finally:
-            stop.set()
+        return await in_thread(
+            self._transport,
+            on_progress,
+            lambda transport, report: Jobs(transport).download(
+                job, folder, adapter_only=adapter_only, on_progress=report
+            ),
+        )
 
     async def _act(self, job: str, action: str) -> AsyncJob:
         return self._own(await self._transport.send(requests.act_on_job(job, action)))

@@ -13,7 +13,8 @@ TuneryError
 ├── ServerNotFound        no address of a server is known
 ├── CannotConnect         nobody answers at the address, or the connection broke
 ├── UnexpectedAnswer      whoever answered is no Tunery server that this client understands
-└── DownloadFailed        a file did not arrive whole, or its SHA-256 differs
+├── DownloadFailed        a file did not arrive whole, or its SHA-256 differs
+└── UploadFailed          parts of a file did not arrive at the object store
 
 Each is a `common.errors.TuneryError`, and the classes named by "also" can be caught by the name that the server uses.
 """
@@ -42,6 +43,7 @@ __all__ = [
     "ServerNotFound",
     "StateConflict",
     "UnexpectedAnswer",
+    "UploadFailed",
     "answer_error",
     "connection_error",
 ]
@@ -110,6 +112,12 @@ class DownloadFailed(errors.InfraError):
     """A file did not arrive whole, or not as it was published. What arrived is kept for the next try, unless wrong."""
 
     code = "download_failed"
+
+
+class UploadFailed(errors.InfraError):
+    """Parts of a file did not arrive at the object store. What arrived is kept for the next try."""
+
+    code = "upload_failed"
 
 
 _BY_CODE: dict[str, type[ApiError]] = {"wrong_state": StateConflict}

@@ -10,7 +10,9 @@ from common.client import requests
 from common.client.pages import Page
 from common.client.requests import PreviewFields
 from common.client.sending import Progress
+from common.client.threads import in_thread
 from common.client.transport import AsyncTransport, Transport
+from common.client.uploading import Resumed, Uploader, goes_direct
 from common.errors import InfraError
 from common.schemas.datasets import Dataset
 from common.schemas.keys import KeyCreated, KeyRead
@@ -34,9 +36,32 @@ class Datasets:
     def __init__(self, transport: Transport):
         self._transport = transport
 
-    def upload(self, path: str | Path, *, name: str | None = None, on_progress: Progress | None = None) -> Dataset:
-        """Upload a file and return its dataset, which `jobs.create` takes as it is."""
-        return self._transport.send(requests.upload_dataset(Path(path), name, on_progress))
+    def upload(
+        self,
+        path: str | Path,
+        *,
+        name: str | None = None,
+        direct: bool | None = None,
+        on_progress: Progress | None = None,
+        on_resume: Resumed | None = None,
+    ) -> Dataset:
+        """Upload a file and return its dataset, which `jobs.create` takes as it is.
+
+        Args:
+            path: a JSONL, JSON, CSV or Parquet file.
+            name: another name than the file's.
+            direct: whether its parts go straight to the object store, so that the same call goes on where an earlier
+                one broke off; otherwise those of 64 MiB (`uploading.DIRECT_BYTES`) or more do.
+            on_progress: told (name, bytes so far, bytes in all), perhaps from other threads.
+            on_resume: told (bytes that are there, bytes in all) where an earlier upload goes on.
+
+        Raises:
+            UploadFailed: parts do not arrive at the object store.
+        """
+        file = Path(path)
+        if goes_direct(file, direct):
+            return Uploader(self._transport, on_progress, on_resume).upload(file, name)
+        return self._transport.send(requests.upload_dataset(file, name, on_progress))
 
     def list(self, *, limit: int | None = None, after: str | None = None) -> Page[Dataset]:
         """Return one page of datasets, newest first."""
@@ -135,10 +160,26 @@ class AsyncDatasets:
         self._transport = transport
 
     async def upload(
-        self, path: str | Path, *, name: str | None = None, on_progress: Progress | None = None
+        self,
+        path: str | Path,
+        *,
+        name: str | None = None,
+        direct: bool | None = None,
+        on_progress: Progress | None = None,
+        on_resume: Resumed | None = None,
     ) -> Dataset:
-        """Upload a file and return its dataset, which `jobs.create` takes as it is."""
-        return await self._transport.send(requests.upload_dataset(Path(path), name, on_progress))
+        """Upload a file and return its dataset; arguments and errors are those of `Datasets.upload`.
+
+        A cancelled task stops a direct upload at the next chunk and keeps the parts that arrived.
+        """
+        file = Path(path)
+        if not goes_direct(file, direct):
+            return await self._transport.send(requests.upload_dataset(file, name, on_progress))
+        return await in_thread(
+            self._transport,
+            on_progress,
+            lambda transport, report: Uploader(transport, report, on_resume).upload(file, name),
+        )
 
     async def list(self, *, limit: int | None = None, after: str | None = None) -> Page[Dataset]:
         """Return one page of datasets, newest first."""

@@ -1,18 +1,21 @@
 """Secrets of an installation, each a word that occurs nowhere else: a whole run must not spread a single one.
 
-Database, broker and store want passwords, the hub has a token, dataset links are signed. Jobs succeed, fail at the
-fetch and fail in the check. Then everything that the service wrote or showed is searched.
+Database, broker and store want passwords, the hub has a token, links to datasets and for parts of uploads are signed.
+Jobs succeed, fail at the fetch and fail in the check. Then everything that the service wrote or showed is searched.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
+import httpx2
 import psutil
 import pytest
 
@@ -125,8 +128,23 @@ def installation(
         process.end()
 
 
+def uploaded(installation: Installation) -> str:
+    """Send a file straight to the store by a signed link; return the signature."""
+    content = rows().encode()
+    body = {"name": "a.jsonl", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    headers = {"authorization": f"Bearer {installation.secrets['key']}"}
+    with httpx2.Client(base_url=installation.client.address.url, headers=headers, trust_env=False) as http:
+        upload = http.post("/uploads", json=body).json()["id"]
+        [link] = http.get(f"/uploads/{upload}/parts").json()["data"]
+        assert httpx2.put(link["url"], content=b"x", trust_env=False).status_code == 403
+        assert httpx2.put(link["url"], content=content, trust_env=False).status_code == 200
+        assert http.post(f"/uploads/{upload}/complete").json()["status"] == "completed"
+    return parse_qs(urlsplit(link["url"]).query)["X-Amz-Signature"][0]
+
+
 def test_no_secret_is_spread(installation: Installation):
     secrets, host, client = installation.secrets, installation.host, installation.client
+    secrets["part"] = uploaded(installation)
     signed = f"?X-Amz-Signature={secrets['link']}"
     uris = {
         "succeeded": f"https://{host}/good.jsonl{signed}",
