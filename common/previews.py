@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import delete, func, or_, select, update
@@ -18,6 +19,7 @@ from common.db.locks import lock
 from common.db.rows import PreviewRow
 from common.errors import InfraError, InvalidInput, OverQuota
 from common.jobs import doorbell
+from common.jobs.line import NOTHING, turn
 from common.schemas.previews import Preview, PreviewAsked
 
 WAITING, READY, REFUSED, BROKEN = "waiting", "ready", "refused", "broken"
@@ -74,8 +76,11 @@ def answered(session: Session, tenant: str, preview_id: str) -> Preview:
     return Preview.model_validate({**asked, **result, "status": row.state})
 
 
-def claim(session: Session, worker_id: str) -> PreviewRow | None:
-    """Take the oldest question that nobody answers, or return None."""
+def claim(session: Session, worker_id: str, spent: Mapping[str, int] = NOTHING) -> PreviewRow | None:
+    """Take the next question that nobody answers, or return None.
+
+    The tenant with the least of the worker's seconds in `spent` comes first, then age.
+    """
     over = PreviewRow.lease_expires_at < db_now()
     died = {"code": "preview_died", "message": "the workers that made the preview died", "hint": None, "param": None}
     session.execute(
@@ -87,7 +92,7 @@ def claim(session: Session, worker_id: str) -> PreviewRow | None:
     best = (
         select(PreviewRow.id)
         .where(PreviewRow.state == WAITING, PreviewRow.expires_at > db_now(), free)
-        .order_by(PreviewRow.created_at)
+        .order_by(turn(PreviewRow.tenant, spent), PreviewRow.created_at)
         .limit(1)
         .with_for_update(skip_locked=True)
     )

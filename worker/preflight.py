@@ -25,6 +25,7 @@ from common.schemas.jobs import JobSpec
 from worker import bases, failures, previews, specs
 from worker.asking import ask
 from worker.heart import Heart, Interrupted
+from worker.shares import Shares
 from worker.trainer.protocol import Result, TrainSpec
 from worker.workplace import Device, Workplace
 from worker.writing import persist
@@ -37,19 +38,22 @@ class Preflight:
 
     kind = doorbell.PREFLIGHT
 
-    def prepare(self, context: Context, workplace: Workplace, draining: threading.Event) -> None:
-        """Make the previews that wait: somebody sits before them."""
-        previews.make_all(context, workplace, draining)
+    def __init__(self) -> None:
+        self._shares = Shares()
+
+    def prepare(self, context: Context, workplace: Workplace, draining: threading.Event) -> bool:
+        """Make previews that wait: somebody sits before them."""
+        return previews.make(context, workplace, draining, self._shares)
 
     def claim(self, context: Context, worker_id: str) -> Claim | None:
         """Claim the next job that waits for its check."""
         with context.write() as session:
-            return lifecycle.claim_preflight(session, worker_id, context.settings.lease_s)
+            return lifecycle.claim_preflight(session, worker_id, context.settings.lease_s, self._shares.spent())
 
     def run(self, context: Context, claim: Claim, heart: Heart, workplace: Workplace, device: Device) -> None:
         """Check one job and accept, reject or postpone it."""
         try:
-            with workplace.job(claim) as folder:
+            with self._shares.spending(claim.tenant), workplace.job(claim) as folder:
                 _Check(context, claim, heart, folder).run()
         except (LeaseLost, Interrupted) as error:
             _log.info("%s: the check was given up (%s)", claim.job_id, error)

@@ -17,6 +17,7 @@ from common.schemas.jobs import JobSpec
 from common.schemas.previews import PreviewAsked
 from worker import bases, fetch, specs
 from worker.asking import ask
+from worker.shares import Shares
 from worker.trainer.protocol import BaseRef, Result, TrainSpec
 from worker.workplace import Workplace
 
@@ -24,6 +25,8 @@ MODULE = "worker.trainer.preview"
 # Both together end before the lease does.
 _FETCH_S = 100.0
 _CHILD_S = 60.0
+# Then a check has its turn: whoever asks again and again must not keep all jobs from being checked.
+TURN_S = 30.0
 _log = logging.getLogger(__name__)
 
 
@@ -31,14 +34,19 @@ class _Leaves(Exception):
     """The worker drains."""
 
 
-def make_all(context: Context, workplace: Workplace, draining: threading.Event) -> None:
-    """Answer every preview that waits."""
+def make(context: Context, workplace: Workplace, draining: threading.Event, shares: Shares) -> bool:
+    """Answer the previews that wait, for as long as a turn lasts; return whether more may wait."""
+    deadline = time.monotonic() + TURN_S
     while not draining.is_set():
         with context.write() as session:
-            row = previews.claim(session, workplace.id)
+            row = previews.claim(session, workplace.id, shares.spent())
         if row is None:
-            return
-        _make(context, workplace, draining, row)
+            return False
+        with shares.spending(row.tenant):
+            _make(context, workplace, draining, row)
+        if time.monotonic() > deadline:
+            return True
+    return False
 
 
 def _make(context: Context, workplace: Workplace, draining: threading.Event, row: PreviewRow) -> None:

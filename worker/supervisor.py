@@ -31,8 +31,8 @@ class Work(Protocol):
 
     kind: str
 
-    def prepare(self, context: Context, workplace: Workplace, draining: threading.Event) -> None:
-        """Do the short work that comes before any claim."""
+    def prepare(self, context: Context, workplace: Workplace, draining: threading.Event) -> bool:
+        """Do some of the short work that comes before a claim; return whether there is more of it."""
 
     def claim(self, context: Context, worker_id: str) -> Claim | None:
         """Claim a job, or return None."""
@@ -102,9 +102,11 @@ class Supervisor:
             _log.error("the disk has less than TUNERY_DISK_RESERVE_BYTES free: this worker takes no job")
             return False
         try:
-            self._work.prepare(self._context, self._workplace, self.draining)
-            before = time.monotonic()
-            claim = self._work.claim(self._context, self._workplace.id)
+            claim, more = None, True
+            while claim is None and more:
+                more = self._work.prepare(self._context, self._workplace, self.draining)
+                before = time.monotonic()
+                claim = self._work.claim(self._context, self._workplace.id)
         except (DBAPIError, PoolTimeout) as error:
             _log.warning("the database does not answer (%s); the bell will ring again", type(error).__name__)
             return False

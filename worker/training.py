@@ -22,8 +22,9 @@ class Training:
         self._held_base: str | None = None
         self._trainers: Trainers | None = None
 
-    def prepare(self, context: Context, workplace: Workplace, draining: threading.Event) -> None:
+    def prepare(self, context: Context, workplace: Workplace, draining: threading.Event) -> bool:
         """Nothing: a GPU is for jobs."""
+        return False
 
     def claim(self, context: Context, worker_id: str) -> Claim | None:
         """Claim the best queued job; one whose base lies here already comes first among the fresh ones."""

@@ -6,9 +6,25 @@ minutes of the past day (so that a single worker is shared too), then age. A ten
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import CTE, ColumnElement, Select, Subquery, Table, and_, case, func, literal_column, or_, select
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Select,
+    SQLColumnExpression,
+    Subquery,
+    Table,
+    and_,
+    case,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+)
 from sqlalchemy.orm import Session
 
 from common.db.engine import db_month, db_now
@@ -19,6 +35,7 @@ SHARE_S = 86_400.0
 # A worker prefers a job whose base it holds, but never over one that has waited longer than this.
 PREFER_HELD_BASE_S = 60.0
 HOUR_S = 3600.0
+NOTHING: Mapping[str, int] = MappingProxyType({})
 
 jobs: Table = JobRow.__table__  # type: ignore[assignment]
 usage: Table = UsageRow.__table__  # type: ignore[assignment]
@@ -87,6 +104,11 @@ def next_position(session: Session, tenant: str, priority: int) -> int:
         and_(same, placed.c.turn == turn, placed.c.share <= share),
     )
     return int(session.scalar(select(func.count()).select_from(placed).where(ahead)) or 0) + 1
+
+
+def turn(tenant: SQLColumnExpression[str], spent: Mapping[str, int]) -> ColumnElement[int]:
+    """Return what to order by so that the tenant with the least in `spent` comes first, as SQL."""
+    return case(dict(spent), value=tenant, else_=0) if spent else literal(0)
 
 
 def waiting_status() -> ColumnElement[bool]:

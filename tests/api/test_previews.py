@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import httpx2
 import pytest
+from sqlalchemy import select
 from typer.testing import CliRunner
 
+from common import previews
 from common.cli.app import app
 from common.client import Tunery
+from common.db.rows import PreviewRow
 from common.errors import InvalidInput
-from tests.api.conftest import Api
+from tests.api.conftest import SPEC, Api
 from tests.worker.trainer.tiny import build_base, chat_rows
+from worker import previews as making
 from worker.preflight import Preflight
 from worker.supervisor import Supervisor
 from worker.workplace import Device, Workplace
@@ -89,3 +94,24 @@ def test_what_cannot_be_shown_says_why(api: Api, client: httpx2.Client, worker: 
         with pytest.raises(InvalidInput, match="max_length"):
             tunery.datasets.preview(dataset, "llama", max_length=512)
         rendered.join()
+
+
+def test_previews_do_not_keep_jobs_from_being_checked(
+    api: Api,
+    client: httpx2.Client,
+    worker: Supervisor,
+    dataset: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(making, "TURN_S", 0.0)
+    for rows in (1, 2):
+        client.get(f"/datasets/{dataset}/preview?model=llama&rows={rows}&wait=0")
+    job = client.post("/jobs", json=SPEC | {"dataset": f"file://{tmp_path}/local/none.jsonl"}).json()["id"]
+    worker.work_off()
+    failed = client.get(f"/jobs/{job}").json()
+    assert failed["error"]["code"] == "dataset_not_found"
+    with api.context.read() as session:
+        answered = sorted(row.expires_at - previews.KEPT_S for row in session.scalars(select(PreviewRow)))
+    ended = datetime.fromisoformat(failed["finished_at"]).timestamp()
+    assert answered[0] < ended < answered[1], "the job had its turn between them, and no preview was left"

@@ -16,6 +16,7 @@ from common.jobs import lifecycle, queries, states
 from common.jobs.lifecycle import Claim, Event, Failure, Limits, MetricPoint, Published
 from common.jobs.selection import Selection
 from common.schemas.jobs import JobSpec
+from worker.shares import Shares
 
 LIMITS = Limits(crash_loop_attempts=3, retry_max_s=60)
 SPEC = JobSpec(model="org/base", dataset="s3://bucket/train.jsonl")
@@ -196,6 +197,26 @@ def test_cancel_of_a_waiting_job_is_at_once(jobs: Jobs, state: str):
     assert jobs.status(job_id) == "cancelled" and jobs.row(job_id).finished_at is not None
     jobs.do(lifecycle.request_cancel, "t", job_id)
     assert jobs.events(job_id).count("job.cancelled") == 1
+
+
+def test_a_tenant_whose_checks_are_slow_does_not_keep_the_others_waiting(jobs: Jobs):
+    clock = [0.0]
+    shares = Shares(lambda: clock[0])
+    slow = [jobs.submit("slow") for _ in range(3)]
+    order = [*slow[:1], jobs.submit("quick"), *slow[1:]]
+    for job_id in order:
+        claim = jobs.do(lifecycle.claim_preflight, "checker", 60, shares.spent())
+        assert claim.job_id == job_id
+        with shares.spending(claim.tenant):
+            clock[0] += 300.0 if claim.tenant == "slow" else 1.0
+    clock[0] += 4 * 3600
+    assert shares.spent() == {}, "what was long ago counts no more"
+
+
+def test_priority_comes_before_a_tenants_share(jobs: Jobs):
+    urgent = jobs.submit("slow", priority=1)
+    jobs.submit("quick")
+    assert jobs.do(lifecycle.claim_preflight, "checker", 60, {"slow": 900}).job_id == urgent
 
 
 def test_cancel_of_a_checked_job_refuses_its_checker(jobs: Jobs):

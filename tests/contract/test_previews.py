@@ -101,3 +101,11 @@ def test_a_tenant_has_so_many_waiting_and_all_are_forgotten(sessions: Sessions):
     with sessions.write() as session:
         previews.forget(session)
         assert session.query(PreviewRow).count() == 0
+
+
+def test_a_tenant_that_had_its_share_comes_after_the_others(sessions: Sessions):
+    ask(sessions, "slow")
+    other = ask(sessions, "quick")
+    with sessions.write() as session:
+        first = previews.claim(session, "w", {"slow": 30})
+    assert first is not None and first.id == other

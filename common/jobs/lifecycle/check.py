@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import case, or_, select
@@ -21,16 +21,21 @@ from common.jobs.lifecycle.guards import (
     take,
 )
 from common.jobs.lifecycle.terms import Claim, Event, Failure, Limits, backoff_s
-from common.jobs.line import waiting_status
+from common.jobs.line import NOTHING, turn, waiting_status
 
 
-def claim_preflight(session: Session, worker_id: str, lease_s: float) -> Claim | None:
-    """Take the oldest job that waits for its check, or return None. The state stays `validating`."""
+def claim_preflight(
+    session: Session, worker_id: str, lease_s: float, spent: Mapping[str, int] = NOTHING
+) -> Claim | None:
+    """Take the next job that waits for its check, or return None. The state stays `validating`.
+
+    Priority comes first, then the tenant with the least of the worker's seconds in `spent`, then age.
+    """
     free = or_(jobs.c.lease_expires_at.is_(None), jobs.c.lease_expires_at < db_now())
     best = (
         select(jobs.c.id)
         .where(jobs.c.status == "validating", waiting_status(), free, jobs.c.not_before <= db_now())
-        .order_by(jobs.c.priority.desc(), jobs.c.created_at)
+        .order_by(jobs.c.priority.desc(), turn(jobs.c.tenant, spent), jobs.c.created_at)
         .limit(1)
         .with_for_update(skip_locked=True)
     )
