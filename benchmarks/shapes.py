@@ -24,7 +24,9 @@ LLAMA3_8B: dict[str, Any] = {
 }
 TINY = LLAMA3_8B | {"vocab_size": 2048, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
                     "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
-SHAPES = {"llama3-8b": LLAMA3_8B, "tiny": TINY}
+LLAMA3_1B = LLAMA3_8B | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+                         "tie_word_embeddings": True}  # fmt: skip
+SHAPES = {"llama3-8b": LLAMA3_8B, "llama3-1b": LLAMA3_1B, "tiny": TINY}
 
 _TEMPLATE = (
     "{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"

@@ -96,6 +96,11 @@ class Settings(BaseSettings):
         ge=0,
         description="A trainer keeps its base in memory so long for a next job that wants it; 0: not at all.",
     )
+    quantized_cache_gib: float = Field(
+        64,
+        ge=0,
+        description="Disk for bases in 4 bit, under the work folder: the next cold start reads them; 0: none are kept.",
+    )
     trainer_threads: int = Field(0, ge=0, description="CPU threads of a trainer; 0: the cores of the machine.")
     device: str = Field("auto", description="`auto`, `cpu` or `cuda:N`: where this worker's trainer runs.")
     worker_name: str = Field("", description="Name of this worker in lists; empty: host and process id.")

@@ -118,6 +118,8 @@ class Attempt:
             device=self._device,
             shrink=job.shrink,
             keep=self._settings.warm_base_s > 0,
+            cache=bases.quantized_cache(self._settings),
+            claimed_at=self._heart.claimed_at,
         )
 
     def _resume_elsewhere(self, spec: TrainSpec) -> TrainSpec:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from common.errors import InvalidInput
 from common.hub import hub, hub_errors, token
 from common.settings import Settings
+from worker.trainer.protocol import CacheRef
 
 # Never *.bin, *.pt or *.py: a pickle runs code when it is loaded.
 _TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -120,6 +121,14 @@ def fetch(base: Base, settings: Settings, alive: Callable[[], None], *, weights:
 def cache(settings: Settings) -> Path:
     """Return the folder that downloads from the hub are kept in, shared by the workers of a machine."""
     return settings.hf_cache or settings.work_dir / "hub"
+
+
+def quantized_cache(settings: Settings) -> CacheRef | None:
+    """Return where the workers of a machine keep bases in 4 bit; None where that is switched off."""
+    if not settings.quantized_cache_gib:
+        return None
+    folder = settings.work_dir.resolve() / "quantized"
+    return CacheRef(str(folder), int(settings.quantized_cache_gib * 2**30), settings.disk_reserve_bytes)
 
 
 def interruptible(alive: Callable[[], None]) -> Any:

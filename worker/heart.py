@@ -38,6 +38,7 @@ class Heart:
         self._draining = draining
         self._closed = threading.Event()
         self._lost = threading.Event()
+        self.claimed_at = claimed_at
         self.desired = claim.desired
         self.fence = claimed_at + claim.lease_s * FENCE_SHARE
         self.on_renewed: Callable[[float], None] = lambda fence: None

@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -17,6 +17,8 @@ from typing import IO
 from common.errors import InfraError
 from common.jobs.lifecycle import Claim
 from common.settings import Settings, visible_cards
+from worker import bases
+from worker.ml.cache import Cache, NoRoom
 
 _LOCK = ".lock"
 _log = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ class Workplace:
     def __init__(self, settings: Settings):
         self.id = f"{settings.worker_name or socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
         self._reserve_bytes = settings.disk_reserve_bytes
+        self._cache = bases.quantized_cache(settings)
         root = settings.work_dir.resolve() / "jobs"
         root.mkdir(parents=True, exist_ok=True)
         self._clear_dead(root)
@@ -98,7 +101,10 @@ class Workplace:
                 shutil.rmtree(path.parent, ignore_errors=True)
 
     def has_room(self) -> bool:
-        """Whether the disk has the reserve that a job needs."""
+        """Whether the disk has the reserve that a job needs; bases that are kept in 4 bit give way for it."""
+        if self._cache is not None:
+            with suppress(NoRoom):
+                Cache(Path(self._cache.path), self._cache.most_bytes, self._reserve_bytes).make_room()
         return shutil.disk_usage(self.folder).free >= self._reserve_bytes
 
     @contextmanager

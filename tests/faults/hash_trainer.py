@@ -28,6 +28,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from worker.trainer import protocol
@@ -197,11 +198,9 @@ class Run:
         else:
             self._write("adapter", self.value, "adapter_model.safetensors", "adapter_config.json")
         self.trail("finished", self.step, self.value)
-        self.say(
-            Result(
-                {"final": self.value, "environment": dict(os.environ), "shrink": self.spec.shrink, "pid": os.getpid()}
-            )
-        )
+        facts = {"shrink": self.spec.shrink, "pid": os.getpid(), "claimed_at": self.spec.claimed_at}
+        facts["cache"] = asdict(self.spec.cache) if self.spec.cache else None
+        self.say(Result({"final": self.value, "environment": dict(os.environ), **facts}))
         return protocol.DONE
 
     def _write(self, folder: str, value: str, weights: str, config: str) -> None:

@@ -5,6 +5,7 @@ Safetensors only, and no code but the library's own.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +23,11 @@ from common.schemas.jobs import JobSpec
 from common.schemas.lora import Quantization
 from common.schemas.precision import MemoryFootprint
 from worker.ml.base_check import BaseFacts
+from worker.ml.memory import is_fault_of_device
 from worker.ml.offload import Plan, decoder_layers, plan_offload, quantize_onto, room_for_weights
 from worker.ml.options import Choice
 from worker.ml.precision import Precision
+from worker.ml.quantized import Form, Shelf
 from worker.ml.towers import auto_class, empty_model, freeze, model_class, outside_text
 
 
@@ -33,7 +36,8 @@ class Base:
     """The loaded base.
 
     `unquantized` names the weight matrices that stayed in 16 bit, with their parameters; `outside` the modules that no
-    text passes through: a vision tower. `plan`: which layers wait in host memory, if any.
+    text passes through: a vision tower. `plan`: which layers wait in host memory, if any. `form`: that of a cache of
+    4-bit bases, where one was asked.
     """
 
     model: PreTrainedModel
@@ -42,10 +46,22 @@ class Base:
     plan: Plan | None
     footprint: MemoryFootprint
     choices: tuple[Choice, ...]
+    form: Form | None = None
 
 
-def load_base(folder: Path, job: JobSpec, facts: BaseFacts, precision: Precision, device: torch.device) -> Base:
+def load_base(
+    folder: Path,
+    job: JobSpec,
+    facts: BaseFacts,
+    precision: Precision,
+    device: torch.device,
+    shelf: Shelf | None = None,
+) -> Base:
     """Return the base of `folder` on `device`, frozen unless its own weights are what is trained.
+
+    Args:
+        shelf: where its 4-bit form may lie already. A base that is stored in 4 bit, one whose layers wait in host
+            memory, and one in 16 bit have none.
 
     Raises:
         InvalidInput: the method and the base do not fit together, or the weights do not fit the configuration.
@@ -65,7 +81,11 @@ def load_base(folder: Path, job: JobSpec, facts: BaseFacts, precision: Precision
         left_out = _left_out(empty, outside)
         config = nf4_config(job.quantization, precision, left_out) if fresh else None
         plan = _plan(job, empty, left_out, device)
-        if plan is None:
+        form = None
+        if plan is None and config is not None and shelf is not None:
+            form = shelf.form(config, precision.base, device)
+            model = _load_form(form, folder, empty.config, config, precision, device)
+        elif plan is None:
             model = _load(folder, empty.config, precision.base, device, config)
         else:
             model = _load(folder, empty.config, precision.base, torch.device("cpu"), None)
@@ -86,7 +106,7 @@ def load_base(folder: Path, job: JobSpec, facts: BaseFacts, precision: Precision
     choices = _choices(job, model, unquantized, footprint)
     if plan is not None:
         choices += (plan.choice(len(decoder_layers(model))),)
-    return Base(model, unquantized, outside, plan, footprint, choices)
+    return Base(model, unquantized, outside, plan, footprint, choices, form)
 
 
 def nf4_config(
@@ -131,7 +151,7 @@ def _bad_weights() -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError, KeyError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
+        if is_fault_of_device(error):
             raise
         raise InvalidInput(
             f"base model: its weights cannot be loaded: {error}",
@@ -146,9 +166,11 @@ def _load(
     known: PreTrainedConfig,
     dtype: torch.dtype | str,
     device: torch.device,
-    config: BitsAndBytesConfig | None,
+    quantization: BitsAndBytesConfig | None,
+    **options: Any,
 ) -> PreTrainedModel:
-    options: dict[str, Any] = {} if config is None else {"quantization_config": config}
+    if quantization is not None:
+        options["quantization_config"] = quantization
     # Named here, so that nothing in the folder chooses it; some older architectures have the eager form only.
     fused = getattr(model_class(known), "_supports_sdpa", False)
     return auto_class(known).from_pretrained(
@@ -161,6 +183,25 @@ def _load(
         local_files_only=True,
         **options,
     )
+
+
+def _load_form(
+    form: Form,
+    folder: Path,
+    known: PreTrainedConfig,
+    config: BitsAndBytesConfig,
+    precision: Precision,
+    device: torch.device,
+) -> PreTrainedModel:
+    def read(entry: Path) -> PreTrainedModel:
+        # As the configuration of a checkpoint in 4 bit says it; the entry's own is not read.
+        stored = copy.deepcopy(known)
+        stored.quantization_config = config.to_dict()
+        model = _load(entry, stored, precision.base, device, None, config=stored)
+        model.config.name_or_path = model.name_or_path = str(folder)
+        return model
+
+    return form.load(read, lambda: _load(folder, known, precision.base, device, config))
 
 
 def _plan(job: JobSpec, empty: PreTrainedModel, left_out: list[str] | None, device: torch.device) -> Plan | None:

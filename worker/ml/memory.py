@@ -43,6 +43,11 @@ def free_bytes(device: torch.device) -> int:
     return min(machine, _group_free_bytes() or machine)
 
 
+def is_fault_of_device(error: Exception) -> bool:
+    """Return whether `error`, of reading weights, is about the memory or the device that they were read into."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "CUDA" in str(error)
+
+
 def _group_free_bytes() -> int | None:
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()

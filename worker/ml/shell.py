@@ -54,19 +54,20 @@ def own_trained(model: torch.nn.Module, base: torch.nn.Module) -> None:
 @torch.no_grad()
 def fingerprint(model: torch.nn.Module) -> torch.Tensor:
     """Return one sum over the bits of each tensor of `model`, in order, on the CPU: training changes them."""
-    return torch.stack([_sum_of_bits(tensor) for tensor in _tensors(model)]).cpu()
+    return torch.stack([_sum_of_bits(tensor) for tensor in tensors_of(model)]).cpu()
 
 
-def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+def tensors_of(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Yield everything that `model` computes with: parameters, buffers, and the scales of 4-bit weights."""
     for parameter in model.parameters():
         yield parameter.data.as_subclass(torch.Tensor)
     yield from model.buffers()
     for module in model.modules():
         state = getattr(module.weight, "quant_state", None) if isinstance(module, Linear4bit) else None
         if state is not None:
-            yield state.absmax
+            yield from (state.absmax, state.code)
             if state.nested:
-                yield from (state.offset, state.state2.absmax)
+                yield from (state.offset, state.state2.absmax, state.state2.code)
 
 
 def _sum_of_bits(tensor: torch.Tensor) -> torch.Tensor:

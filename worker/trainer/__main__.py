@@ -20,7 +20,7 @@ from worker.trainer.entry import claim_stdout, parse_job
 from worker.trainer.faults import classify
 from worker.trainer.holding import Holder
 from worker.trainer.lifeline import Wishes, die_with_parent, listen, watch
-from worker.trainer.protocol import DONE, Idle, Message, Result, Stage, TrainSpec
+from worker.trainer.protocol import DONE, Idle, Message, Note, Result, Stage, TrainSpec
 from worker.trainer.run import Run
 
 STAGES = ("prepare", "train", "evaluate", "export")
@@ -35,11 +35,22 @@ def main(folder: Path) -> int:
     listen(sys.stdin.buffer, wishes.obey)
     while True:
         code = attempt(folder, send, wishes, holder)
-        if code != DONE or not holder.tidy():
+        if code != DONE or not clear_up(holder, send, wishes):
             return code
         wishes.rest()
         send(Idle())
         folder = wishes.next_run()
+
+
+def clear_up(holder: Holder, send: Callable[[Message], None], wishes: Wishes) -> bool:
+    """Clear away a run that went well, and write its base into the cache; return whether the process may stay.
+
+    Only now, with the result told: no step has waited for the disk, and a next run finds the base here.
+    """
+    stays = holder.tidy()
+    if wishes.reason() is None and (choice := holder.store()):
+        send(Note(choice.name, choice.message, choice.level, choice.data))
+    return stays
 
 
 def attempt(folder: Path, send: Callable[[Message], None], wishes: Wishes, holder: Holder) -> int:

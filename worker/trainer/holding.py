@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from worker.ml.base import Base
+    from worker.ml.options import Choice
     from worker.trainer.slate import Slate
 
 
@@ -24,7 +25,8 @@ _OVERHEAD, _CONTEXT_BYTES = 1.25, 2**30
 
 @dataclass(frozen=True)
 class _Held:
-    key: str
+    # `key` is None where the base is held for this run only: so that it can be written down afterwards as it was.
+    key: str | None
     base: Base
     print: torch.Tensor
 
@@ -36,6 +38,7 @@ class Holder:
         self._held: _Held | None = None
         self._slate: Slate | None = None
         self._kept = False
+        self._unaltered = False
         self._room = 0
         self.held_bytes = 0
         self.origin = "files"
@@ -44,7 +47,7 @@ class Holder:
         """Remember, before the first run, what the process looks like."""
         from worker.trainer.slate import Slate
 
-        self._kept = False
+        self._kept = self._unaltered = False
         self._slate = self._slate or Slate()
 
     def measure(self, device: torch.device) -> None:
@@ -71,10 +74,12 @@ class Holder:
         if self._held is not None and self._held.key != key:
             self._held = None
             give_memory_back()
-        self.origin = "files" if self._held is None else "memory"
+        self.origin = "memory"
         if self._held is None:
             base = load()
-            if key is None or base.plan is not None:
+            self.origin = "cache" if base.form is not None and base.form.loaded else "files"
+            missing = base.form is not None and base.form.missing
+            if base.plan is not None or (key is None and not missing):
                 return base
             self._held = _Held(key, base, fingerprint(base.model))
         self._kept = True
@@ -100,7 +105,17 @@ class Holder:
             from worker.trainer.slate import holds_pages
 
             self._slate.wipe()
-            return not holds_pages() and bool((fingerprint(self._held.base.model) == self._held.print).all())
+            self._unaltered = bool((fingerprint(self._held.base.model) == self._held.print).all())
+            return self._unaltered and self._held.key is not None and not holds_pages()
         except Exception as error:
             print(f"the base is not kept: {error!r}")
             return False
+
+    def store(self) -> Choice | None:
+        """Write the base of the run that has ended into the cache, if it is to have it; return the event.
+
+        Not before `tidy` has found it unaltered.
+        """
+        if self._held is None or self._held.base.form is None or not self._unaltered:
+            return None
+        return self._held.base.form.store(self._held.base.model)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,13 +13,15 @@ from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
 from common.memory.fitting import BatchPlan
+from common.schemas.jobs import JobSpec
 from common.schemas.lora import Lora
 from worker.ml.adapters import attach, factors, set_adapter_dtype, trainable_count
 from worker.ml.arguments import choose_optimizer
-from worker.ml.base import load_base
+from worker.ml.base import Base, load_base
 from worker.ml.base_check import BaseFacts, base_check
 from worker.ml.best import Best
 from worker.ml.budget import fused_estimated
+from worker.ml.cache import Cache
 from worker.ml.checkpoint import BadCheckpoint, verify
 from worker.ml.data import sequence_lengths
 from worker.ml.kernels.choice import choose
@@ -26,10 +30,11 @@ from worker.ml.module_report import precision_report
 from worker.ml.offload import require_recomputing
 from worker.ml.packing import require_isolation
 from worker.ml.precision import choose_precision, pick_device
+from worker.ml.quantized import Shelf
 from worker.ml.sft import Counters
 from worker.ml.trend import Trend
 from worker.ml.vocabulary import grow, num_rows, rows_needed
-from worker.trainer.protocol import Note
+from worker.trainer.protocol import Note, TrainSpec
 from worker.trainer.rows import prepare_rows
 from worker.trainer.run import Run
 
@@ -49,7 +54,9 @@ def prepare(run: Run) -> None:
     facts = base_check(run.base_folder)
     fix_machine(run)
     _find_resume(run)
+    begun = time.monotonic()
     prepare_rows(run, facts)
+    run.report["data_preparation_s"] = round(time.monotonic() - begun, 3)
     run.wishes.leave_if_asked()
     _prepare_model(run, facts)
     run.wishes.leave_if_asked()
@@ -105,8 +112,9 @@ def _prepare_model(run: Run, facts: BaseFacts) -> None:
     run.precision = choose_precision(run.job, run.device)
     run.optim, replaced = choose_optimizer(run.options.optim, run.device)
     run.tell(*run.precision.choices, *replaced)
-    base = run.holder.base(run.spec, lambda: load_base(run.base_folder, run.job, facts, run.precision, run.device))
-    run.report["base_from"] = run.holder.origin
+    begun = time.monotonic()
+    base = run.holder.base(run.spec, lambda: _load_base(run, facts))
+    run.report["base_load"] = {"from": run.holder.origin, "seconds": round(time.monotonic() - begun, 3)}
     run.tell(*base.choices)
     if base.plan is not None:
         require_recomputing(run.options.checkpointing)
@@ -128,6 +136,23 @@ def _prepare_model(run: Run, facts: BaseFacts) -> None:
         "precision": run.held.model_dump(exclude={"modules"}),
         "optim": run.optim,
     }
+
+
+def _load_base(run: Run, facts: BaseFacts) -> Base:
+    base = load_base(run.base_folder, run.job, facts, run.precision, run.device, _shelf(run.spec, run.job))
+    if base.form is not None:
+        run.tell(*base.form.choices)
+    return base
+
+
+def _shelf(spec: TrainSpec, job: JobSpec) -> Shelf | None:
+    if spec.cache is None:
+        return None
+    # What is written is held to the end of the run. A process that does not stay gives the memory back before it merges
+    # into the base in 16 bit.
+    merges = job.export != ["adapter"]
+    cache = Cache(Path(spec.cache.path), spec.cache.most_bytes, spec.cache.reserve_bytes)
+    return Shelf(cache, spec.base_identity(), may_write=spec.keep or not merges)
 
 
 def _choose_path(run: Run, facts: BaseFacts, *, offloaded: bool) -> None:

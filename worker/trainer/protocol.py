@@ -65,6 +65,15 @@ class BaseRef:
 
 
 @dataclass(frozen=True)
+class CacheRef:
+    """The folder in which this machine keeps bases in 4 bit, and its bounds: of it, and of the disk that stays free."""
+
+    path: str
+    most_bytes: int
+    reserve_bytes: int
+
+
+@dataclass(frozen=True)
 class TrainSpec:
     """One attempt at one job. `job` is the frozen JobSpec; paths other than the base's are relative to the folder.
 
@@ -73,6 +82,8 @@ class TrainSpec:
     `keep`: after the run the process may stay, with its base in memory, for another run over the same base.
     `adapter` is the folder of a published adapter, that of `source_job`: then nothing is trained, and merged models are
     made of it. The dataset of such a job may be gone, which leaves `train_file` empty.
+    `cache`: where the base may lie in 4 bit already, None: nowhere. `claimed_at`: when the job was claimed, on
+    CLOCK_MONOTONIC.
     """
 
     job_id: str
@@ -90,6 +101,8 @@ class TrainSpec:
     adapter: str | None = None
     source_job: str | None = None
     keep: bool = False
+    cache: CacheRef | None = None
+    claimed_at: float | None = None
 
     @property
     def config_hash(self) -> str:
@@ -109,20 +122,24 @@ class TrainSpec:
     def read(cls, folder: Path) -> TrainSpec:
         """Read `spec.json` from `folder`."""
         values = json.loads((folder / SPEC_FILE).read_text())
-        return cls(**{**values, "base": BaseRef(**values["base"])})
+        cache = CacheRef(**values["cache"]) if values.get("cache") else None
+        return cls(**{**values, "base": BaseRef(**values["base"]), "cache": cache})
 
     def base_key(self) -> str | None:
-        """Return what a base in memory must have been loaded by to serve this run; None if none may be kept for it.
-
-        The files of the base count by size and time: an operator may have put another model into the same folder.
-        """
+        """Return what a base in memory must have been loaded by to serve this run; None if none may be kept for it."""
         if not self.keep or self.adapter is not None or self.job.get("method") == "full":
             return None
+        asked = [self.job.get("method"), self.job.get("quantization"), self.device]
+        return json.dumps([self.base_identity(), asked], sort_keys=True)
+
+    def base_identity(self) -> list[Any]:
+        """Return what tells this base from every other one: its names, and its files.
+
+        The files count by size and time: an operator may have put another model into the same folder.
+        """
         root = Path(self.base.path)
         found = ((path.relative_to(root).as_posix(), path.stat()) for path in sorted(root.rglob("*")) if path.is_file())
-        files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
-        asked = [self.job.get("method"), self.job.get("quantization"), self.device]
-        return json.dumps([asdict(self.base), asked, files], sort_keys=True)
+        return [asdict(self.base), [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]]
 
 
 @dataclass(frozen=True)

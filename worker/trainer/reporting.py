@@ -49,13 +49,21 @@ class Reporter(TrainerCallback):
         reason = self._run.wishes.reason()
         due = control.should_log or control.should_save or control.should_evaluate
         last = control.should_training_stop or state.global_step >= state.max_steps
-        self._settle(state, wait=due or last or reason is not None)
+        first = "claim_to_first_step_s" not in self._run.report and self._run.spec.claimed_at is not None
+        self._settle(state, wait=due or last or first or reason is not None)
+        if first:
+            self._time_start()
         self._report_progress(state)
         if state.global_step >= state.max_steps:
             control.should_log = True
         elif reason is not None:
             self._run.send(Note("run.drained", f"leaving after step {state.global_step}: {reason}"))
             control.should_save = control.should_training_stop = True
+
+    def _time_start(self) -> None:
+        claimed_at = self._run.spec.claimed_at
+        if claimed_at is not None:
+            self._run.report["claim_to_first_step_s"] = round(time.monotonic() - claimed_at, 3)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -95,11 +95,11 @@ def test_a_job_after_all_kinds_of_jobs_equals_the_same_job_alone(tmp_path: Path,
     for count, (name, options) in enumerate(others.items()):
         changed = options | {"hyperparameters": ONE | options.get("hyperparameters", {}), "method": method}
         made = attempt(lay_out(tmp_path / name, biased, **changed), holder=holder)
-        assert made.result["base_from"] == ("memory" if count else "files")
+        assert made.result["base_load"]["from"] == ("memory" if count else "files")
         made.run = None
         assert holder.tidy(), name
     after = attempt(lay_out(tmp_path / "after", biased, **reference), holder=holder)
-    assert after.result["base_from"] == "memory" and results(after) == results(alone)
+    assert after.result["base_load"]["from"] == "memory" and results(after) == results(alone)
     assert {note.name for note in after.messages if hasattr(note, "name")} == {
         note.name for note in alone.messages if hasattr(note, "name")
     }
@@ -114,7 +114,7 @@ def test_a_resumed_job_on_a_warm_base_is_the_same(tmp_path: Path, base: Path):
     folder = lay_out(tmp_path / "resumed", base, resume_from="resume", **options)
     shutil.copytree(whole.folder / "checkpoints" / "step-00000002", folder / "resume")
     again = attempt(folder, holder=holder)
-    assert again.result["base_from"] == "memory" and again.adapter_bytes() == whole.adapter_bytes()
+    assert again.result["base_load"]["from"] == "memory" and again.adapter_bytes() == whole.adapter_bytes()
 
 
 @pytest.mark.parametrize("change", ["quantization", "files", "revision"])
@@ -135,7 +135,7 @@ def test_another_base_is_loaded_anew(tmp_path: Path, change: str):
         replace(spec, base=replace(spec.base, revision="fedcba9")).write(folder)
     alone = attempt(lay_out(tmp_path / "alone", base, keep=False, **options))
     made = attempt(folder, holder=holder)
-    assert made.result["base_from"] == "files" and made.adapter_bytes() == alone.adapter_bytes()
+    assert made.result["base_load"]["from"] == "files" and made.adapter_bytes() == alone.adapter_bytes()
 
 
 def test_what_was_never_to_be_kept_is_not(tmp_path: Path, base: Path):
@@ -241,14 +241,14 @@ def test_fifty_jobs_in_one_process(tmp_path: Path, base: Path):
     until_idle(child)
     for count in range(50):
         folder = lay_out(tmp_path / f"run{count}", base, **kinds[count % 2])
-        assert run_on(child, folder).report["base_from"] == "memory"
+        assert run_on(child, folder).report["base_load"]["from"] == "memory"
         shutil.rmtree(folder)
         resident.append(process.memory_info().rss)
     # From where every kind of job has been met.
     assert resident[-1] - resident[9] < 24 * 2**20, resident
     assert not [file.path for file in process.open_files() if "deleted" in file.path or "run" in Path(file.path).parts]
     last = lay_out(tmp_path / "last", base, **REFERENCE)
-    assert run_on(child, last).report["base_from"] == "memory"
+    assert run_on(child, last).report["base_load"]["from"] == "memory"
     assert (last / "out/adapter/adapter_model.safetensors").read_bytes() == alone.adapter_bytes()
     assert json.loads((last / "out/reports/metrics.json").read_text()) == alone.run.metrics
     child.process.kill()
