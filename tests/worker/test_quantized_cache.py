@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from common.settings import Settings
 from tests.worker.conftest import Bench
 from worker import bases
 from worker.ml.cache import Cache
@@ -36,6 +38,11 @@ def test_no_folder_is_told_where_the_cache_is_off(bench: Bench):
     assert report(bench)["cache"] is None and bases.quantized_cache(bench.context.settings) is None
 
 
+def has_room(settings: Settings) -> bool:
+    with closing(Workplace(settings)) as workplace:
+        return workplace.has_room()
+
+
 def test_bases_in_4_bit_give_way_where_the_disk_has_less_than_the_reserve(bench: Bench):
     settings = bench.context.settings
     known = bases.quantized_cache(settings)
@@ -47,6 +54,6 @@ def test_bases_in_4_bit_give_way_where_the_disk_has_less_than_the_reserve(bench:
 
     cache = Cache(Path(known.path), known.most_bytes, 0)
     cache.add("a", 7, fill)
-    assert Workplace(settings).has_room() and cache.has("a")
+    assert has_room(settings) and cache.has("a")
     object.__setattr__(settings, "disk_reserve_bytes", shutil.disk_usage(settings.work_dir).total)
-    assert not Workplace(settings).has_room() and not cache.has("a")
+    assert not has_room(settings) and not cache.has("a")
