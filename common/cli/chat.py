@@ -13,12 +13,13 @@ import typer
 
 from common.cli import state
 from common.cli.serve import FourBit, environment, method, require_worker
-from common.errors import InvalidInput, WrongState
+from common.errors import InvalidInput, TuneryError, WrongState
 
 if TYPE_CHECKING:
     from common.cli.asking import Asker, Messages
 
 _COLUMNS = ("prompt", "base", "adapter")
+_TOO_LONG = "context_length_exceeded"
 
 
 def chat(
@@ -73,7 +74,8 @@ class Talk:
         self._models = models
         self._as_json = as_json
         start: Messages = [] if system is None else [{"role": "system", "content": system}]
-        self._heard: list[Messages] = [list(start) for _ in models]
+        self._start: list[Messages] = [start for _ in models]
+        self._heard = self._start
 
     def go_on(self) -> None:
         """Ask what is typed, until the end of the input."""
@@ -85,9 +87,23 @@ class Talk:
                 return
             if question:
                 try:
-                    self.ask(question)
+                    self._ask_or_tell(question)
                 except KeyboardInterrupt:
                     typer.echo()
+
+    def _ask_or_tell(self, question: str) -> None:
+        """Ask. What fails ends neither the conversation nor a model that may have taken minutes to load."""
+        from common.cli.failures import tell
+
+        try:
+            self.ask(question)
+        except TuneryError as error:
+            if error.code == _TOO_LONG and self._heard is not self._start:
+                typer.echo("what was said so far no longer fits the model's context: it is forgotten", err=True)
+                self._heard = self._start
+                self._ask_or_tell(question)
+            else:
+                tell(error, as_json=self._as_json)
 
     def ask(self, question: str) -> None:
         """Ask, show the answer, and remember both."""

@@ -79,7 +79,12 @@ def _tell(ctx: Any, error: TuneryError) -> None:
     state = ctx.find_root().obj
     if state is not None and state.debug:
         traceback.print_exc()
-    if state is not None and state.as_json:
+    tell(error, as_json=state is not None and state.as_json)
+
+
+def tell(error: TuneryError, *, as_json: bool) -> None:
+    """Say on standard error what went wrong and what to do."""
+    if as_json:
         names = ("code", "message", "param", "hint", "request_id", "errors")
         document = {name: value for name in names if (value := getattr(error, name, None))}
         print(json.dumps({"error": document}, ensure_ascii=False), file=sys.stderr)

@@ -1,4 +1,8 @@
-"""Tests that need a CUDA device are left out of a run on a machine without one."""
+"""Tests that need a CUDA device are left out of a run on a machine without one.
+
+They need no database, broker or store, and a machine with a card may lack the packages for them, which the fixtures of
+the other tests import: `pytest tests/gpu --confcutdir=tests/gpu` leaves those out.
+"""
 
 from __future__ import annotations
 

@@ -16,6 +16,19 @@ from common.schemas.methods import default_learning_rate
 
 _UNCUT = 1 << 40
 _AUTO_PATIENCE = 3
+# What "auto" means whatever the data and the device.
+_FIXED: dict[str, Any] = {
+    "max_steps": -1,
+    "lr_scheduler_type": "linear",
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "optim": "adamw_torch_fused",
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8,
+    "neftune_noise_alpha": 5.0,
+    "max_loss_ratio": 3.0,
+}
 T = TypeVar("T")
 
 
@@ -120,8 +133,8 @@ def settle(
     micro = pick("per_device_train_batch_size", plan.micro_batch)
     accumulation = pick("gradient_accumulation_steps", plan.accumulation)
     epochs = pick("num_train_epochs", auto_epochs(num_rows))
-    max_steps = pick("max_steps", -1)
-    steps = total_steps(sequences, micro, accumulation, epochs, max_steps)
+    fixed = {name: pick(name, default) for name, default in _FIXED.items()}
+    steps = total_steps(sequences, micro, accumulation, epochs, fixed["max_steps"])
     checkpointing = int(pick("gradient_checkpointing", plan.checkpointing))
     micro_batch, accumulated, checkpointed = shrunk(micro, accumulation, checkpointing, shrink)
     keep_best = job.hyperparameters.load_best_model_at_end
@@ -130,7 +143,6 @@ def settle(
         resolver.chosen["max_length"] = max_length
     picked = Options(
         num_train_epochs=epochs,
-        max_steps=max_steps,
         learning_rate=pick("learning_rate", default_learning_rate(job.method)),
         micro_batch=micro_batch,
         accumulation=accumulated,
@@ -139,22 +151,14 @@ def settle(
         eval_steps=pick("eval_steps", min(max(steps // 10, 10), 500)),
         logging_steps=pick("logging_steps", 1 if steps < 50 else 10),
         warmup=pick("warmup_steps", 0) or pick("warmup_ratio", 0.03),
-        lr_scheduler_type=pick("lr_scheduler_type", "linear"),
-        weight_decay=pick("weight_decay", 0.0),
-        max_grad_norm=pick("max_grad_norm", 1.0),
-        optim=pick("optim", "adamw_torch_fused"),
-        adam_beta1=pick("adam_beta1", 0.9),
-        adam_beta2=pick("adam_beta2", 0.999),
-        adam_epsilon=pick("adam_epsilon", 1e-8),
-        neftune_noise_alpha=pick("neftune_noise_alpha", 5.0),
         checkpointing=checkpointed,
         group_by_length=pick("group_by_length", packing is None),
         packing=packing,
         patience=patience,
         threshold=pick("early_stopping_threshold", 0.0),
-        max_loss_ratio=pick("max_loss_ratio", 3.0),
         keep_best=patience > 0 if keep_best == "auto" else keep_best,
         total_steps=steps,
+        **fixed,
     )
     choices = _auto_choices(resolver.chosen)
     if shrink:

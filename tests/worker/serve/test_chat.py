@@ -24,6 +24,7 @@ from tests.worker.serve.conftest import Folder
 from tests.worker.serve.server import BASE_ID, Server
 from tests.worker.serve.talking import Talk as Engine
 from tests.worker.serve.talking import asking as asking_for
+from tests.worker.trainer.tiny import sentence
 
 WORDS = "the quick brown fox"
 SHORT = ("--max-tokens", "12")
@@ -86,7 +87,31 @@ def test_what_goes_wrong_is_said(tunery: Tunery, server: Server, jobs: dict[str,
 def test_a_conversation_remembers_what_was_said(
     server: Server, jobs: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    typed = iter([WORDS, "", "a lazy dog"])
+    type_in(monkeypatch, WORDS, "", "a lazy dog")
+    with server.client() as client:
+        Talk(asking.Asker(client, {"max_tokens": 12, "temperature": 0}), [jobs["a"]], None, False).go_on()
+    first = server.text(jobs["a"])
+    turns = [{"role": "user", "content": WORDS}, {"role": "assistant", "content": first}]
+    second = server.text(jobs["a"], messages=[*turns, {"role": "user", "content": "a lazy dog"}])
+    assert capsys.readouterr().out == f"{readable(first)}\n{readable(second)}\n\n"
+    assert second != server.text(jobs["a"], "a lazy dog")
+
+
+def test_what_cannot_be_answered_ends_no_conversation(
+    server: Server, jobs: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    long, longer = sentence(0, 120), sentence(0, 1000)
+    type_in(monkeypatch, long, longer, long)
+    with server.client() as client:
+        Talk(asking.Asker(client, {"max_tokens": 12, "temperature": 0}), [jobs["a"]], None, False).go_on()
+    answer = readable(server.text(jobs["a"], long))
+    said = capsys.readouterr()
+    assert said.out == f"{answer}\n{answer}\n\n"
+    assert "it is forgotten" in said.err and "error: messages: the model's context is 256 tokens" in said.err
+
+
+def type_in(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    typed = iter(lines)
 
     def type_next(_prompt: str) -> str:
         try:
@@ -95,13 +120,6 @@ def test_a_conversation_remembers_what_was_said(
             raise EOFError from None
 
     monkeypatch.setattr(builtins, "input", type_next)
-    with server.client() as client:
-        Talk(asking.Asker(client, {"max_tokens": 12, "temperature": 0}), [jobs["a"]], None, False).go_on()
-    first = server.text(jobs["a"])
-    turns = [{"role": "user", "content": WORDS}, {"role": "assistant", "content": first}]
-    second = server.text(jobs["a"], messages=[*turns, {"role": "user", "content": "a lazy dog"}])
-    assert capsys.readouterr().out == f"{readable(first)}\n{readable(second)}\n\n"
-    assert second != server.text(jobs["a"], "a lazy dog")
 
 
 @pytest.fixture
