@@ -11,6 +11,7 @@ TuneryError
 │   └── OverQuota        more jobs than the operator allows the tenant; later it may pass
 ├── InfraError           a part of the installation is away; the same call may pass later
 │   ├── SourceAway       where the user's data lie does not answer: not waited for without an end
+│   ├── SourceSlow       it answers too slowly: tried thrice, since it holds a worker each time
 │   └── SourceRefused    it answers, and refuses: a few tries, in case that it means something else
 └── LeaseLost            this attempt no longer owns its job: stop and write nothing
 
@@ -104,6 +105,13 @@ class SourceAway(InfraError):
     code = "source_away"
     # Three hours, with the longest pause of a minute.
     attempts = 200
+
+
+class SourceSlow(InfraError):
+    """Where the user said that the data lie answers, but more slowly than a worker waits for."""
+
+    code = "source_slow"
+    attempts = 3
 
 
 class SourceRefused(InfraError):

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from common import hub, uris
 from common.context import Context
 from common.db.rows import DatasetRow
-from common.errors import InfraError, InvalidInput, NotFound, SourceAway, SourceRefused, TooLarge, UserError
+from common.errors import InfraError, InvalidInput, NotFound, SourceAway, SourceRefused, SourceSlow, TooLarge, UserError
 from common.settings import Settings
 from common.storage.connection import REFUSED
 from common.storage.store import sha256_of
@@ -46,7 +46,7 @@ def dataset(
 
     Raises:
         InvalidInput: the URI is not allowed, leads to nothing, or to more bytes than the operator allows.
-        SourceAway, SourceRefused: where it lies does not answer, or says no.
+        SourceAway, SourceRefused, SourceSlow: where it lies does not answer, says no, or takes for ever.
         InfraError: the store or the hub cannot be reached now.
     """
     partial = folder / "dataset" / f"{name}.partial"
@@ -56,7 +56,7 @@ def dataset(
         source = _SOURCES[uri.partition(":")[0]](context, tenant, uri, partial, alive)
     except NotFound as error:
         raise InvalidInput(f"{param}: there is nothing at {uri}", param=param, code="dataset_not_found") from error
-    except (UserError, SourceAway, SourceRefused) as error:
+    except (UserError, SourceAway, SourceRefused, SourceSlow) as error:
         # The sources below speak of `dataset`; the field to mend may be the other one.
         message = f"{param}:{error.message.removeprefix(f'{_PARAM}:')}"
         kind = InvalidInput if isinstance(error, UserError) else type(error)

@@ -6,6 +6,7 @@ connection goes to that very address, while TLS still checks the name; each redi
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from common.addresses import Address
 from common.errors import InvalidInput, SourceAway, SourceRefused, TooLarge
 from common.settings import Settings
 from worker import resolving
+from worker.patience import Patience
 
 _REDIRECTS_MAX = 5
 _CHUNK_BYTES = 1 << 20
@@ -28,19 +30,33 @@ def download(url: str, path: Path, settings: Settings, alive: Callable[[], None]
     """Write the content behind `url` to `path` and return the last URL of the redirects.
 
     Args:
-        alive: called at each chunk; what it raises ends the download.
+        alive: called at each chunk, and a few times a second by another thread; what it raises ends the download.
 
     Raises:
         InvalidInput: the address is not allowed, or the server answers with a refusal.
         TooLarge: more than `max_dataset_bytes`.
         SourceAway: the server cannot be reached, or fails.
+        SourceSlow: it sends less than anybody should wait for.
     """
+    with Patience(f"the host {urlsplit(url).hostname!r}", alive, _PARAM) as patience:
+        try:
+            return _follow(url, path, settings, patience)
+        except ValueError as error:
+            raise InvalidInput(
+                f"{_PARAM}: an address on the way is malformed ({error})",
+                param=_PARAM,
+                code="dataset_redirects",
+                hint="Give the address that the redirects lead to.",
+            ) from error
+
+
+def _follow(url: str, path: Path, settings: Settings, patience: Patience) -> str:
     for _ in range(_REDIRECTS_MAX + 1):
-        response = _get(url, settings)
+        response = _get(url, settings, patience)
         try:
             target = response.get_redirect_location()
             if not target:
-                _save(response, path, settings, alive)
+                _save(response, path, settings, patience)
                 return url
             url = urljoin(url, target)
         finally:
@@ -77,7 +93,7 @@ def public_address(host: str, port: int, settings: Settings) -> Address:
         ) from error
 
 
-def _get(url: str, settings: Settings) -> urllib3.BaseHTTPResponse:
+def _get(url: str, settings: Settings, patience: Patience) -> urllib3.BaseHTTPResponse:
     parts = urlsplit(url)
     if parts.scheme != "https" or not parts.hostname:
         raise InvalidInput(
@@ -99,6 +115,7 @@ def _get(url: str, settings: Settings) -> urllib3.BaseHTTPResponse:
         retries=False,
         maxsize=1,
     )
+    pool.ConnectionCls = _watched(patience)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     headers = {"Host": parts.netloc.rpartition("@")[2], "Accept-Encoding": "identity", "User-Agent": "tunery"}
     try:
@@ -115,6 +132,16 @@ def _get(url: str, settings: Settings) -> urllib3.BaseHTTPResponse:
         ) from error
 
 
+def _watched(patience: Patience) -> type[urllib3.connection.HTTPSConnection]:
+    class Watched(urllib3.connection.HTTPSConnection):
+        def _new_conn(self) -> socket.socket:
+            opened = super()._new_conn()
+            patience.watch(opened)
+            return opened
+
+    return Watched
+
+
 def _away(what: str) -> SourceAway:
     return SourceAway(
         f"{_PARAM}: {what}",
@@ -124,7 +151,7 @@ def _away(what: str) -> SourceAway:
     )
 
 
-def _save(response: urllib3.BaseHTTPResponse, path: Path, settings: Settings, alive: Callable[[], None]) -> None:
+def _save(response: urllib3.BaseHTTPResponse, path: Path, settings: Settings, patience: Patience) -> None:
     if response.status >= 500 or response.status == 429:
         raise _away(f"the server answers {response.status}")
     if response.status != 200:
@@ -134,13 +161,12 @@ def _save(response: urllib3.BaseHTTPResponse, path: Path, settings: Settings, al
             code="dataset_unreachable",
             hint="Open the address without being logged in; a signed link may have ended.",
         )
-    received = 0
     try:
         with path.open("wb") as file:
-            for chunk in response.stream(_CHUNK_BYTES, decode_content=False):
-                alive()
-                received += len(chunk)
-                if received > settings.max_dataset_bytes:
+            # Not stream(), which waits for a chunk to be full.
+            while chunk := response.read1(_CHUNK_BYTES, decode_content=False):
+                patience.took(len(chunk))
+                if patience.received > settings.max_dataset_bytes:
                     raise TooLarge(
                         f"{_PARAM}: more than {settings.max_dataset_bytes} bytes",
                         param=_PARAM,

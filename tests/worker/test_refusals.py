@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import socket
+import socketserver
+import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from common.context import Context
-from common.errors import InfraError, SourceAway, SourceRefused
+from common.errors import InfraError, InvalidInput, SourceAway, SourceRefused, SourceSlow
 from common.settings import Settings
 from common.storage.connection import REFUSED
 from tests.worker.conftest import Bench
-from tests.worker.peers import Answer, Hub, serve
+from tests.worker.peers import Answer, Hub, certificate, serve
 from tests.worker.test_fetch import LOOPBACK, ROWS, alive, changed, got
-from worker import bases, fetch, guard
+from worker import bases, fetch, guard, patience
 
 
 @pytest.fixture
@@ -99,6 +102,73 @@ def hangs_up(first: bytes) -> Iterator[int]:
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join()
+
+
+class Dripping(socketserver.BaseRequestHandler):
+    """Sends a byte now and then, in its handshake or once it has said `head`."""
+
+    def handle(self) -> None:
+        connection = self.request
+        if self.server.context is not None:
+            connection = self.server.context.wrap_socket(connection, server_side=True)
+            connection.recv(65536)
+            connection.sendall(self.server.head)
+        else:
+            # A handshake record of the greatest length.
+            connection.sendall(b"\x16\x03\x03\x3f\xff")
+        with connection, suppress(OSError):
+            while True:
+                connection.sendall(b"x")
+                time.sleep(0.05)
+
+
+@contextmanager
+def dripping(context: ssl.SSLContext | None, head: bytes = b"") -> Iterator[int]:
+    """A server that never comes to its end. Yields its port."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Dripping) as server:
+        server.daemon_threads = True
+        server.context, server.head = context, head  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("where", ["handshake", "headers", "content"])
+@pytest.mark.parametrize("ends", ["slow", "cancelled"])
+def test_a_host_that_drips_holds_no_worker(where: str, ends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tls, authority = certificate(tmp_path, "localhost")
+    head = b"HTTP/1.1 200 OK\r\n" + (b"Content-Length: 1000000\r\n\r\n" if where == "content" else b"A: ")
+    asked = []
+
+    def stop() -> None:
+        asked.append(1)
+        if ends == "cancelled" and len(asked) > 3:
+            raise RuntimeError("cancelled")
+
+    if ends == "slow":
+        monkeypatch.setattr(patience, "GRACE_S", 2.0)
+    settings = Settings(fetch_networks=[LOOPBACK], ca_bundle=authority)
+    with (
+        dripping(None if where == "handshake" else tls, head) as port,
+        pytest.raises(SourceSlow if ends == "slow" else RuntimeError) as refusal,
+    ):
+        guard.download(f"https://localhost:{port}/x", tmp_path / "x", settings, stop)
+    if ends == "slow":
+        assert refusal.value.param == "dataset" and refusal.value.attempts == 3
+
+
+@pytest.mark.parametrize("target", ["https://[::1", "https://localhost:99999999/x"])
+def test_a_redirect_to_no_address_at_all(tmp_path: Path, target: str):
+    tls, authority = certificate(tmp_path, "localhost")
+    settings = Settings(fetch_networks=[LOOPBACK], ca_bundle=authority)
+    with (
+        serve(lambda *_: Answer(b"", 302, {"Location": target}), tls) as server,
+        pytest.raises(InvalidInput, match="malformed") as refusal,
+    ):
+        guard.download(f"https://localhost:{server.server_port}/x", tmp_path / "x", settings, alive)
+    assert refusal.value.param == "dataset"
 
 
 def test_a_handshake_that_breaks_off_is_no_bad_certificate(tmp_path: Path):
