@@ -232,7 +232,8 @@ class Attempt:
             raise Interrupted("cancel")
 
     def _settle(self, spec: TrainSpec, code: int) -> None:
-        if code == protocol.DONE and self._result is not None:
+        if self._result is not None:
+            # With its result a run is whole. What its process met afterwards, writing its base down, is not the job's.
             self._publish(spec, self._result)
         elif code == protocol.DRAINED or (code == -signal.SIGKILL and self._heart.wish in ("pause", "drain")):
             self._release_for(self._heart.wish)

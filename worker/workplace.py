@@ -103,7 +103,7 @@ class Workplace:
     def has_room(self) -> bool:
         """Whether the disk has the reserve that a job needs; bases that are kept in 4 bit give way for it."""
         if self._cache is not None:
-            with suppress(NoRoom):
+            with suppress(NoRoom, OSError):
                 Cache(Path(self._cache.path), self._cache.most_bytes, self._reserve_bytes).make_room()
         return shutil.disk_usage(self.folder).free >= self._reserve_bytes
 

@@ -3,7 +3,8 @@
 Fault runs measure faults, not imports. Its result depends on the data, the seed and the number of steps only, so that
 an interrupted run must end in the same bytes as an undisturbed one. `metadata` of the job says how it behaves:
 `step_s` (seconds a step), `fault` (`crash`, `oom`, `orphan`, `odd_words`, `hang`, `diverge`, `bad_input`,
-`bad_checkpoint`, `device`, `full`) at step `fault_at`, in attempts up to `fault_attempts`. `trail` is a file to which
+`bad_checkpoint`, `device`, `full`) at step `fault_at`, in attempts up to `fault_attempts`; `late`: it dies after its
+result. `trail` is a file to which
 each step appends a line, before anybody else hears of it: `time job epoch what step value`, a log that no fault of the
 service can touch. `refuses_from` is a step: checkpoints of it and later ones are refused, as by a trainer of another
 version. `ballast_bytes` makes checkpoints as large as real ones; a resume from one whose ballast is torn ends the
@@ -201,6 +202,8 @@ class Run:
         facts = {"shrink": self.spec.shrink, "pid": os.getpid(), "claimed_at": self.spec.claimed_at}
         facts["cache"] = asdict(self.spec.cache) if self.spec.cache else None
         self.say(Result({"final": self.value, "environment": dict(os.environ), **facts}))
+        if self.fault == "late":
+            os.kill(os.getpid(), signal.SIGKILL)
         return protocol.DONE
 
     def _write(self, folder: str, value: str, weights: str, config: str) -> None:

@@ -38,6 +38,15 @@ def test_no_folder_is_told_where_the_cache_is_off(bench: Bench):
     assert report(bench)["cache"] is None and bases.quantized_cache(bench.context.settings) is None
 
 
+def test_a_process_that_dies_over_the_cache_after_its_result_costs_nothing(bench: Bench):
+    data = bench.dataset()
+    quiet, dying = bench.submit(data), bench.submit(data, fault="late")
+    bench.check(), bench.train()
+    row = bench.row(dying)
+    assert (row.status, row.attempts) == ("succeeded", 1), row.error
+    assert bench.adapter(dying) == bench.adapter(quiet) and "job.interrupted" not in bench.events(dying)
+
+
 def has_room(settings: Settings) -> bool:
     with closing(Workplace(settings)) as workplace:
         return workplace.has_room()

@@ -12,6 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from worker.ml.cache import BadEntry, Cache, NoRoom
 from worker.ml.memory import is_fault_of_device
 from worker.ml.options import Choice
-from worker.ml.shell import fingerprint, shell_of, tensors_of
+from worker.ml.shell import fingerprint, own_all, shell_of, tensors_of
 
 # Another layout of an entry gets another number.
 _FORMAT = 1
@@ -90,6 +91,9 @@ class Form:
                 return None
             with entry.verified():
                 model = read(entry.path)
+                if model.device.type == "cpu":
+                    # What happens to the file later must not reach the run.
+                    own_all(model)
             if seal(model) != entry.facts.get("seal"):
                 raise BadEntry("the library read something else than was written")
             return model
@@ -97,7 +101,8 @@ class Form:
     def _drop(self, error: Exception) -> None:
         # Whatever a reader makes of broken files: quantising anew needs none of them.
         reason = str(error) if isinstance(error, BadEntry) else f"{type(error).__name__}: {error}"
-        self.shelf.cache.drop(self.key)
+        with suppress(OSError):
+            self.shelf.cache.drop(self.key)
         message = f"the 4-bit form of the base on this worker's disk was not used, and removed: {reason[:300]}"
         self.choices.append(Choice("base.cache_dropped", message, {"reason": reason[:300]}, "warning"))
 

@@ -51,6 +51,20 @@ def own_trained(model: torch.nn.Module, base: torch.nn.Module) -> None:
             parameter.data = parameter.data.clone()
 
 
+def own_all(model: torch.nn.Module) -> None:
+    """Give every tensor of `model` memory of its own: on a CPU, safetensors maps those that it reads into a file."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+        state: Any = getattr(parameter, "quant_state", None)
+        for part in (state, state.state2 if state is not None and state.nested else None):
+            if part is not None:
+                part.absmax, part.code = part.absmax.clone(), part.code.clone()
+        if state is not None and state.nested:
+            state.offset = state.offset.clone()
+    for buffer in model.buffers():
+        buffer.data = buffer.data.clone()
+
+
 @torch.no_grad()
 def fingerprint(model: torch.nn.Module) -> torch.Tensor:
     """Return one sum over the bits of each tensor of `model`, in order, on the CPU: training changes them."""

@@ -28,7 +28,7 @@ from worker.ml.precision import Precision
 from worker.ml.quantized import Shelf
 from worker.trainer import protocol
 from worker.trainer.holding import Holder
-from worker.trainer.protocol import CacheRef, Note, Result, TrainSpec
+from worker.trainer.protocol import CacheRef, Message, Note, Result, Stage, TrainSpec
 
 CPU = torch.device("cpu")
 ONE: dict[str, Any] = {"max_steps": 1}
@@ -217,6 +217,26 @@ def test_other_weights_under_true_hashes_are_noticed(tmp_path: Path, base: Path,
     made, _ = work(tmp_path / "made", base, shelf)
     (told,) = made.notes("base.cache_dropped")
     assert "something else than was written" in told.message and made.adapter_bytes() == cold.adapter_bytes()
+
+
+def test_what_happens_to_the_files_during_a_run_does_not_reach_it(tmp_path: Path, base: Path, shelf: CacheRef):
+    cold, _ = work(tmp_path / "cold", base, shelf)
+    weights = entries(shelf)[0] / "model.safetensors"
+
+    def overwrite(message: Message) -> None:
+        if message == Stage("train"):
+            with weights.open("r+b") as file:
+                file.write(b"\xff" * weights.stat().st_size)
+
+    made = attempt(lay_out(tmp_path / "made", base, shelf), on_message=overwrite)
+    assert weights.read_bytes()[0] == 255
+    assert origin(made) == "cache" and made.adapter_bytes() == cold.adapter_bytes()
+
+
+def test_a_cache_that_is_no_folder_costs_the_entry(tmp_path: Path, base: Path, shelf: CacheRef):
+    Path(shelf.path).write_text("")
+    made, told = work(tmp_path / "run", base, shelf)
+    assert made.code == protocol.DONE and told and told.name == "base.not_cached"
 
 
 def test_a_cache_without_room_costs_the_entry_and_says_so(tmp_path: Path, base: Path, shelf: CacheRef):
