@@ -19,7 +19,7 @@ _GRACE_S = 10
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which ends event streams and long polls before it waits for open requests."""
+    """uvicorn's server, which ends event streams, long polls and verifications before it waits for open requests."""
 
     def __init__(self, app: FastAPI, config: uvicorn.Config):
         super().__init__(config)
@@ -28,6 +28,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening and let the open requests end."""
         self._app.state.watcher.close()
+        self._app.state.finishing.close()
         await super().shutdown(sockets)
 
 

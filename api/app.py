@@ -62,6 +62,7 @@ def create_app(context: Context) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     app.state.watcher.close()
+    app.state.finishing.close()
 
 
 def _operation_name(route: APIRoute) -> str:

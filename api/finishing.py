@@ -6,6 +6,7 @@ A call that waits holds no thread, and one that breaks off ends nothing: asked a
 from __future__ import annotations
 
 import asyncio
+import threading
 from functools import partial
 
 import anyio
@@ -25,6 +26,7 @@ class Finishing:
         self._context = context
         self._tasks: dict[tuple[str, str], asyncio.Task[Standing]] = {}
         self._threads = anyio.CapacityLimiter(_AT_ONCE)
+        self._stopped = threading.Event()
 
     async def finish(self, tenant: str, upload_id: str, wait_s: float) -> Standing | None:
         """Return the completed upload, or None where it takes longer than `wait_s`; the work goes on.
@@ -35,13 +37,17 @@ class Finishing:
         name = (tenant, upload_id)
         task = self._tasks.get(name)
         if task is None:
-            work = partial(direct_uploads.complete, self._context, tenant, upload_id)
+            work = partial(direct_uploads.complete, self._context, tenant, upload_id, self._stopped.is_set)
             task = asyncio.ensure_future(to_thread.run_sync(work, limiter=self._threads))
             self._tasks[name] = task
             task.add_done_callback(partial(self._forget, name))
         # Not wait_for: it would cancel the work.
         await asyncio.wait({task}, timeout=wait_s)
         return task.result() if task.done() else None
+
+    def close(self) -> None:
+        """Let the work end at its next chunk, so that no file keeps the process from ending."""
+        self._stopped.set()
 
     def _forget(self, name: tuple[str, str], task: asyncio.Task[Standing]) -> None:
         del self._tasks[name]

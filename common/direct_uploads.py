@@ -8,6 +8,7 @@ is made again, and two callers at once get the same answer.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -178,16 +179,19 @@ def links(context: Context, tenant: str, upload_id: str, *, after: int, limit: i
     return PartLinkList(data=data, has_more=more, next=data[-1].number if more else None)
 
 
-def complete(context: Context, tenant: str, upload_id: str) -> Standing:
+def complete(context: Context, tenant: str, upload_id: str, is_stopped: Callable[[], bool] = lambda: False) -> Standing:
     """Put an upload together, verify it, and keep it as a dataset. Once more is no error.
+
+    Reading a large one takes minutes; it ends early once `is_stopped()`.
 
     Raises:
         NotFound: no such upload in this tenant.
         WrongState: parts have not arrived, or it was cancelled or has expired.
         InvalidInput: what arrived is not what was announced. Nothing of it is kept.
+        InfraError: the store is away, or this process stops. Everything is kept, and the call can be made again.
     """
     try:
-        return _completed(context, tenant, upload_id) or _complete(context, tenant, upload_id)
+        return _completed(context, tenant, upload_id) or _complete(context, tenant, upload_id, is_stopped)
     except (NotFound, WrongState, InfraError):
         # Another call may have ended it meanwhile, and removed what this one was reading.
         done = _completed(context, tenant, upload_id)
@@ -207,13 +211,13 @@ def _completed(context: Context, tenant: str, upload_id: str) -> Standing | None
         return Standing(row, COMPLETED, _all(row), datasets.get(session, tenant, row.dataset_id or ""))
 
 
-def _complete(context: Context, tenant: str, upload_id: str) -> Standing:
+def _complete(context: Context, tenant: str, upload_id: str, is_stopped: Callable[[], bool]) -> Standing:
     own, key = upload_rows.own(tenant, upload_id, direct=True), keys.whole_upload(tenant, upload_id)
     with context.write() as session:
         row = upload_rows.pending(session, own.with_for_update())
         _touch(context, session, row)
     _join(context.store, row)
-    if context.store.size(key) != row.bytes or _sha256(context.store, key) != row.sha256:
+    if context.store.size(key) != row.bytes or _sha256(context.store, key, is_stopped) != row.sha256:
         _end(context, row, FAILED)
         raise _wrong_content()
     content = Content(row.name, row.bytes, row.sha256)
@@ -236,9 +240,11 @@ def _wrong_content() -> InvalidInput:
     )
 
 
-def _sha256(store: Store, key: str) -> str:
+def _sha256(store: Store, key: str, is_stopped: Callable[[], bool]) -> str:
     digest = hashlib.sha256()
     for chunk in store.chunks(key):
+        if is_stopped():
+            raise InfraError("the server stops while it verifies the upload", code="stopping", hint="Call it again.")
         digest.update(chunk)
     return digest.hexdigest()
 

@@ -78,7 +78,9 @@ class Uploader:
             RequestInvalid: what arrived is not what the file was at the start; `param` is `sha256`.
         """
         shown = name or path.name
-        upload = self.transport.send(_begin(path, shown))
+        begin = _begin(path, shown)
+        upload = self.transport.send(begin)
+        named = upload.name
         there = sum(part.bytes for part in upload.parts)
         if upload.status == "pending" and there and self.on_resume is not None:
             self.on_resume(there, upload.bytes)
@@ -88,6 +90,9 @@ class Uploader:
             self._send_missing(_File(path, counter), upload.id)
             while upload.status == "pending":
                 upload = self.transport.send(_complete(upload.id))
+            if upload.name != named:
+                # Somebody else began the same content under another name: now that it is there, ours costs nothing.
+                upload = self.transport.send(begin)
         if upload.dataset is None:
             raise UnexpectedAnswer(f"the upload {upload.id} is {upload.status}, and there is no dataset")
         return upload.dataset

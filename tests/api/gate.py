@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import threading
+import time
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
@@ -24,10 +26,12 @@ class _Exchange(BaseHTTPRequestHandler):
             gate.released.wait(120)
             self.close_connection = True
             return
+        if refusal == "late":
+            self._await_end_of_link()
         if refusal == "hang up":
             self.close_connection = True
             return
-        if refusal is not None:
+        if refusal is not None and refusal != "late":
             self._answer(int(refusal), b"<Error><Code>SlowDown</Code><Signature>very-secret</Signature></Error>")
             return
         # The Host is signed, and stays what the client saw.
@@ -43,6 +47,13 @@ class _Exchange(BaseHTTPRequestHandler):
                 gate.passed[number] += 1
         self._answer(found.status, content)
 
+    def _await_end_of_link(self) -> None:
+        query = parse_qs(urlsplit(self.path).query)
+        signed_at = datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        end = signed_at + timedelta(seconds=int(query["X-Amz-Expires"][0]) + 1)
+        while datetime.now(UTC) < end:
+            time.sleep(0.1)
+
     def _answer(self, status: int, body: bytes) -> None:
         self.send_response(status)
         self.send_header("content-length", str(len(body)))
@@ -54,7 +65,8 @@ class _Exchange(BaseHTTPRequestHandler):
 
 
 class Gate(ThreadingHTTPServer):
-    """A server in front of the store at `endpoint`. `refusals`: statuses for a part, or `hang up`, one each time."""
+    """A server in front of the store at `endpoint`. `refusals` of a part, one each time: a status, `hang up`,
+    or `late`, which hands it on when its link is over."""
 
     daemon_threads = True
 

@@ -92,6 +92,25 @@ def test_a_store_that_refuses_and_hangs_up(api: Api, gate: Gate, client: Tunery,
     assert max(done for _, done, _ in told) == len(CONTENT)
 
 
+def test_a_link_that_ends_before_it_is_used(start: Callable[..., Api], sqlite_url: str, gate: Gate, file: Path) -> None:
+    """The store itself refuses it; the client asks for another."""
+    api = start(sqlite_url, upload_part_bytes=PART_BYTES_MIN, s3_public_url=gate.url, link_s=10)
+    gate.refusals = {2: ["late"]}
+    with Tunery(api.url, api.key, retries=QUICK) as client:
+        assert client.datasets.upload(file, direct=True).sha256 == SHA256
+    assert gate.seen[2] == 2 and dict(gate.passed) == dict.fromkeys(range(1, 6), 1)
+
+
+def test_two_names_for_one_content_at_once(api: Api, client: Tunery, file: Path) -> None:
+    def another(name: str, done: int, total: int) -> None:
+        if done == 0:
+            with api.client() as http:
+                http.post("/uploads", json={"name": "other", "bytes": len(CONTENT), "sha256": SHA256})
+
+    assert client.datasets.upload(file, direct=True, on_progress=another).name == "big.jsonl"
+    assert {dataset.name for dataset in client.datasets.list()} == {"big.jsonl", "other"}
+
+
 def test_a_store_that_never_takes_a_part(api: Api, gate: Gate, client: Tunery, file: Path) -> None:
     gate.refusals = {4: ["403"] * QUICK.limit}
     with pytest.raises(UploadFailed, match=r"answered 403 \(SlowDown\)") as refusal:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import threading
+import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,10 +16,12 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import update
 
+from api.finishing import Finishing
 from common import direct_uploads
 from common.audit import audit, collect
 from common.datasets import Content
 from common.db.rows import UploadRow
+from common.errors import InfraError
 from common.storage.parts import PART_BYTES_MIN, PARTS_MAX
 from tests.api.conftest import SPEC, Api
 from tests.api.test_datasets import upload as upload_through_api
@@ -332,6 +336,32 @@ def test_a_long_verification_is_asked_for_again(api: Api, monkeypatch: pytest.Mo
         held.set()
         assert complete(client, upload).status_code == 200
     assert len(begins) == 1
+
+
+def test_a_server_that_stops_waits_for_no_file(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, end = threading.Event(), time.monotonic() + 60
+
+    def endless(_: str) -> Iterator[bytes]:
+        while time.monotonic() < end:
+            reading.set()
+            yield b"x"
+
+    async def stop_in_the_middle() -> None:
+        finishing = Finishing(api.context)
+        assert await finishing.finish("default", upload["id"], 0) is None
+        assert await asyncio.to_thread(reading.wait, 30)
+        finishing.close()
+        with pytest.raises(InfraError, match="the server stops"):
+            await finishing.finish("default", upload["id"], 120)
+        assert time.monotonic() < end
+
+    with api.client() as client:
+        upload = begun(client)
+        send(client, upload)
+        with monkeypatch.context() as patch:
+            patch.setattr(api.context.store, "chunks", endless)
+            asyncio.run(stop_in_the_middle())
+        assert complete(client, upload).status_code == 200, "nothing was lost"
 
 
 def test_the_hash_is_made_without_holding_the_file(api: Api) -> None:
