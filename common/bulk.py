@@ -28,11 +28,8 @@ def cancel_selected(
     context: Context, tenant: str, chosen: Selection, *, after: str | None, limit: int, dry_run: bool
 ) -> CancelList:
     """Cancel up to `limit` of the chosen jobs that are older than the id `after`, newest first; or only say so."""
-    query = select(JobRow.id).where(*chosen.conditions(tenant))
-    if after is not None:
-        query = query.where(JobRow.id < after)
     with context.read() as session:
-        found = list(session.scalars(query.order_by(JobRow.id.desc()).limit(limit + 1)))
+        found = list(session.scalars(chosen.newest(tenant, after=after, limit=limit + 1)))
     more = len(found) > limit
     done = cancel_listed(context, tenant, found[:limit], dry_run=dry_run)
     return done.model_copy(update={"has_more": more, "next": found[limit - 1] if more else None})

@@ -79,6 +79,7 @@ class JobRow(Base):
     __table_args__ = (
         Index("jobs_by_tenant", "tenant", "id"),
         Index("jobs_by_tenant_status", "tenant", "status", "id"),
+        Index("jobs_by_tenant_model", "tenant", "model", "id"),
         # Partial: claiming and sweeping look at the live jobs only, so that a million ended ones cost nothing.
         Index(
             "jobs_to_claim",
@@ -117,6 +118,17 @@ class JobRow(Base):
     )
 
 
+class LabelRow(Base):
+    """A label of a job, once more beside `jobs.metadata`: an index that both databases have finds jobs by it."""
+
+    __tablename__ = "job_labels"
+
+    tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    value: Mapped[str] = mapped_column(String(512), primary_key=True)
+    job_id: Mapped[str] = mapped_column(Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, index=True)
+
+
 class UsageRow(Base):
     """How long an attempt held a worker. It outlives its job: deleting jobs gives no hours back."""
 
@@ -128,7 +140,7 @@ class UsageRow(Base):
     started_at: Mapped[float]
     ended_at: Mapped[float]
 
-    __table_args__ = (Index("usage_by_tenant", "tenant", "ended_at"),)
+    __table_args__ = (Index("usage_by_tenant", "tenant", "ended_at", "started_at"),)
 
 
 class QuotaRow(Base):

@@ -67,7 +67,7 @@ RAW = [
 
 QUERIES = [
     "/jobs?limit=0", "/jobs?limit=101", "/jobs?limit=x", "/jobs?statuss=queued", "/jobs?status=gone", "/jobs?after=%00",
-    "/jobs?metadata[a%22]=b", "/jobs?metadata=b", "/jobs?metadata[]=b", "/jobs?metadata[a]=%00", "/keys?tenant=A",
+    "/jobs?metadata[a%00]=b", "/jobs?metadata=b", "/jobs?metadata[]=b", "/jobs?metadata[a]=%00", "/keys?tenant=A",
     "/jobs?after=" + "x" * 41, "/jobs?" + "&".join(f"metadata[{n}]=x" for n in range(17)), "/jobs?%FF=%FE",
     "/jobs/x/events?after=-1", "/jobs/x/events?after=99999999999999999999", "/jobs/x?wait=61",
     "/datasets?limit=1e3", "/jobs/x/metrics?limit=10001",

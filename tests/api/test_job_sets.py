@@ -166,7 +166,7 @@ def test_jobs_are_cancelled_by_a_filter(any_api: Api) -> None:
         {"filter": {"model": None}},
         {"filter": {"status": []}},
         {"filter": {"status": ["succeeded"]}},
-        {"filter": {"metadata": {'a"b': "c"}}},
+        {"filter": {"metadata": {"a\0b": "c"}}},
         {"ids": []},
         {"ids": ["a"], "filter": {"status": ["queued"]}},
         {"ids": ["a"], "after": "b"},

@@ -37,10 +37,13 @@ def test_pages_hold_every_job_once_newest_first(any_api: Api) -> None:
         labelled = client.get("/jobs", params={"metadata[team]": "a", "metadata[x.y]": "1"}).json()["data"]
         assert [job["metadata"]["team"] for job in labelled] == ["a"] * 3
         assert client.get("/jobs", params={"metadata[team]": "c"}).json()["data"] == []
+        quoted = submit(client, metadata={"a'\"b\\": "'\"\\%"})
+        labelled = client.get("/jobs", params={"metadata[a'\"b\\]": "'\"\\%"}).json()["data"]
+        assert [job["id"] for job in labelled] == [quoted]
         client.post(f"/jobs/{found[0]}/cancel")
         states = client.get("/jobs", params={"status": ["cancelled", "queued"]}).json()["data"]
         assert [job["id"] for job in states] == [found[0]]
-        assert len(client.get("/jobs", params={"status": "validating"}).json()["data"]) == 6
+        assert len(client.get("/jobs", params={"status": "validating"}).json()["data"]) == 7
 
 
 def test_the_tag_of_a_job_changes_with_it(api: Api, client: httpx2.Client) -> None:

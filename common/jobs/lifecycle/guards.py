@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Table, and_, case, insert, select, update
 from sqlalchemy.orm import Session
 
 from common.db.engine import db_now
-from common.db.rows import EventRow, JobRow, UsageRow
+from common.db.rows import EventRow, JobRow, LabelRow, UsageRow
 from common.errors import LeaseLost, NotFound, WrongState
 from common.ids import new_id
 from common.jobs import states
@@ -73,6 +73,11 @@ def add(
             id=job_id, tenant=tenant, status=status, created_at=db_now(), seq=1, version=1, **asked, **columns
         )
     )
+    if spec.metadata:
+        labels = [
+            {"tenant": tenant, "key": key, "value": value, "job_id": job_id} for key, value in spec.metadata.items()
+        ]
+        session.execute(insert(LabelRow).values(labels))
     insert_events(session, job_id, 1, [event])
     outbox.record(session, job_id, 1, event.message)
     return job_id
