@@ -22,7 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="TUNERY_URL and TUNERY_API_KEY name the server; without them, the one that `tunery up` started here.",
+    epilog="TUNERY_URL and TUNERY_API_KEY name the server; without them, the one that `tunery up` started here.\n\n"
+    "Exit codes: 0 done, or the job succeeded; 1 the job, the server or a part of the installation failed; 2 the "
+    "command, a file or the request is wrong; 3 the job was cancelled; 130 Ctrl-C, and the job goes on.",
 )
 
 

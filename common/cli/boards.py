@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from common.cli import screen
 from common.schemas.jobs import TERMINAL, Event, JobRead, Metric
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
+    from rich.live import Live
     from rich.progress import Progress, TaskID
 
 Update = Event | Metric | JobRead
 
 _BARS = "▁▂▃▄▅▆▇█"
-_SPARK_POINTS = 24
-# Below so many columns there is no room for the sparkline.
-_WIDE = 110
+_SPARK_POINTS = 48
+# What an event says stands behind its time and name; a terminal narrower than this has no room for that.
+_INDENT, _NARROW = 34, 70
+# What stands beside the curve of losses: its name, the first loss and the last.
+_CURVE_WORDS = 26
 _LOSSES = ("loss", "eval_loss")
 _LEVELS = {"warning": "yellow", "error": "red"}
 
@@ -91,6 +95,13 @@ def sparkline(values: Iterable[float]) -> str:
     return "".join(_BARS[round((point - low) * scale)] for point in points)
 
 
+def thinned(values: Sequence[float], most: int) -> list[float]:
+    """Return at most `most` values, the means of equal stretches: a long run keeps its shape."""
+    count = min(len(values), most)
+    bounds = [place * len(values) // count for place in range(count + 1)] if count else [0]
+    return [sum(values[start:end]) / (end - start) for start, end in pairwise(bounds)]
+
+
 def _number(value: float | None) -> str:
     # JSON knows no NaN and no infinity: the server sends null for them.
     return "not finite" if value is None else f"{value:.4g}"
@@ -103,16 +114,26 @@ def event_line(event: Event) -> str:
     return f"{at}  {screen.sentence(event.name):<22}  {screen.sentence(event.message)}"
 
 
+def _event_text(event: Event, console: Console) -> str:
+    """Return an event for `console`: on a terminal, what does not fit in one line goes on under itself."""
+    line = event_line(event)
+    if not console.is_terminal or console.width < _NARROW:
+        return line
+    return textwrap.fill(line, console.width, subsequent_indent=" " * _INDENT, break_on_hyphens=False)
+
+
 class LiveBoard:
-    """A bar with the phase, steps, loss, speed and time left; events scroll past above it."""
+    """A bar with the phase, steps, loss, speed and time left, and the losses under it; events scroll past above."""
 
     def __init__(self, console: Console):
         self._console = console
-        self._losses: deque[float] = deque(maxlen=_SPARK_POINTS)
+        self._losses: list[float] = []
+        self._live: Live | None = None
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
+        from rich.live import Live
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
         from rich.table import Column
 
@@ -121,22 +142,35 @@ class LiveBoard:
 
         columns = [SpinnerColumn(finished_text=" "), text("{task.description}"), BarColumn(bar_width=24)]
         columns += [text("{task.fields[steps]}"), text("{task.fields[numbers]}")]
-        if self._console.width >= _WIDE:
-            columns.append(text("{task.fields[spark]}", style="cyan"))
         self._progress = Progress(*columns, console=self._console)
-        self._progress.start()
-        self._task = self._progress.add_task("waiting", total=None, steps="", numbers="", spark="")
+        self._task = self._progress.add_task("waiting", total=None, steps="", numbers="")
+        self._live = Live(console=self._console, get_renderable=self.lines, refresh_per_second=10)
+        self._live.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        if self._live is not None:
+            self._live.stop()
+
+    def lines(self) -> RenderableType:
+        """Return what is shown now: the bar and, once there are two, the losses."""
+        from rich.console import Group
+        from rich.text import Text
+
+        assert self._progress is not None
+        table = self._progress.make_tasks_table(self._progress.tasks)
+        losses = self._losses
+        if len(losses) < 2:
+            return table
+        curve = sparkline(thinned(losses, max(8, min(_SPARK_POINTS, self._console.width - _CURVE_WORDS))))
+        told = f"  loss {curve}  {losses[0]:.4g} → {losses[-1]:.4g}"
+        return Group(table, Text(told, style="cyan", no_wrap=True, overflow="ellipsis"))
 
     def show(self, update: Update) -> None:
         """Show one update."""
         assert self._progress is not None and self._task is not None
         if isinstance(update, Event):
-            self._console.print(event_line(update), style=_LEVELS.get(update.level, "dim"))
+            self._console.print(_event_text(update, self._console), style=_LEVELS.get(update.level, "dim"))
         elif isinstance(update, Metric):
             if update.kind == "train" and update.values.get("loss") is not None:
                 self._losses.append(update.values["loss"])
@@ -148,7 +182,6 @@ class LiveBoard:
                 completed=update.step,
                 steps=steps(update),
                 numbers=" · ".join(numbers(update)),
-                spark=sparkline(self._losses),
             )
 
     @staticmethod
@@ -176,7 +209,7 @@ class PlainLines:
     def show(self, update: Update) -> None:
         """Show one update."""
         if isinstance(update, Event):
-            self._print(event_line(update), _LEVELS.get(update.level))
+            self._print(_event_text(update, self._console), _LEVELS.get(update.level))
         elif isinstance(update, Metric):
             self._print(self._metric_line(update))
         else:

@@ -60,8 +60,11 @@ def follow(client: Tunery, job: str, as_json: bool, after: int = 0) -> Job:
     try:
         return shown_to_the_end(client, job, as_json, after)
     except KeyboardInterrupt:
-        ways = f"`tunery watch {job}` comes back, `tunery cancel {job}` stops it"
-        screen.stderr().print(f"detached: {job} goes on; {ways}")
+        # A line for each command, so that it can be copied from a narrow terminal.
+        console = screen.stderr()
+        console.print(f"detached: {screen.sentence(job)} goes on")
+        console.print(f"come back: tunery watch {screen.sentence(job)}", soft_wrap=True)
+        console.print(f"stop it:   tunery cancel {screen.sentence(job)}", soft_wrap=True)
         raise typer.Exit(failures.INTERRUPTED) from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
@@ -81,20 +82,48 @@ def test_a_terminal_gets_a_bar_with_everything_on_it():
             board.show(update)
         board.show(job(step=6))
     out = console.file.getvalue()
-    for words in ("job.accepted", "training", "6/10", "loss 1.5", "250 tokens/s", "0:14 left", "█▁"):
+    for words in ("job.accepted", "training", "6/10", "loss 1.5", "250 tokens/s", "0:14 left"):
         assert words in out
     assert out.rstrip().endswith("\x1b[?25h")
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 140])
-def test_the_bar_stays_on_one_line(width):
+def test_bar_and_losses_take_a_line_each(width):
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, markup=False)
     with boards.LiveBoard(console) as board:
         for update in UPDATES:
             if not isinstance(update, Event):
                 board.show(update)
-        frame = console.render_lines(board._progress.get_renderable(), pad=False)
-        assert len(frame) == 1
+        frame = ["".join(part.text for part in line) for line in console.render_lines(board.lines(), pad=False)]
+    assert len(frame) == 2 and "succeeded" in frame[0]
+    assert frame[1].rstrip() == "  loss █▁  1.25 → 1"
+
+
+def test_a_long_run_keeps_the_shape_of_its_losses():
+    assert boards.thinned([4, 2, 2, 0], 2) == [3, 1]
+    assert boards.thinned([3, 2, 1], 48) == [3, 2, 1]
+    assert boards.thinned([], 48) == []
+    falling = [1000 - step for step in range(1000)]
+    assert boards.sparkline(boards.thinned(falling, 8)) == "█▇▆▅▄▃▂▁"
+
+
+@pytest.mark.parametrize("kind", [boards.PlainLines, boards.LiveBoard])
+def test_what_an_event_says_goes_on_under_itself(kind):
+    said = "the loss is on the assistant's turns only, since the template tells them apart from the others"
+    event = Event.model_validate(an_event(1, "loss.chosen") | {"message": said})
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None, markup=False)
+    with kind(console) as board:
+        board.show(event)
+    told = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue()).replace("\r", "\n")
+    lines = [line.rstrip() for line in told.splitlines()]
+    first = next(place for place, line in enumerate(lines) if "loss.chosen" in line)
+    assert all(line.startswith(" " * 34) for line in lines[first + 1 : first + 3])
+    assert " ".join(line[34:] for line in lines[first : first + 3]) == said
+    # A pipe gets one line.
+    piped = Console(file=io.StringIO(), width=10_000, markup=False)
+    with boards.PlainLines(piped) as board:
+        board.show(event)
+    assert piped.file.getvalue().count("\n") == 1
 
 
 def test_a_value_that_is_not_finite_is_shown_as_that():

@@ -266,7 +266,8 @@ def test_ctrl_c_detaches(peer: Peer, tunery, monkeypatch):
     peer.on("GET", "/jobs/job_1", says(a_job()))
     done = tunery("watch", "job_1")
     assert done.exit_code == 130
-    assert "tunery watch job_1" in done.stderr and "goes on" in done.stderr
+    told = ["detached: job_1 goes on", "come back: tunery watch job_1", "stop it:   tunery cancel job_1"]
+    assert done.stderr.splitlines() == told
     assert [seen.method for seen in peer.requests] == ["GET"]
 
 

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from common.cli import failures
+from common.cli.app import app
+from tests.processes import ROOT
 
 HEAVY = ("torch", "transformers", "httpx2", "pydantic_settings", "sqlalchemy", "celery", "boto3", "rich", "pydantic")
 LIST_IMPORTS = f"""
@@ -87,3 +97,33 @@ def test_a_mistyped_command_is_guessed():
 
 def test_the_version():
     assert run("-m", "common.cli", "--version").stdout.startswith("tunery ")
+
+
+def test_help_and_guide_tell_every_exit_code():
+    told = " ".join(run("-m", "common.cli", "--help").stdout.split())
+    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    for code in (0, failures.FAILED, failures.WRONG, failures.CANCELLED, failures.INTERRUPTED):
+        assert re.search(rf"[:;] {code} ", told), f"--help does not tell exit code {code}"
+        assert f"\n| {code} | " in guide, f"the guide does not tell exit code {code}"
+
+
+def test_every_command_that_prints_a_result_prints_json_too():
+    def commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
+        for word, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from commands(command, f"{name}{word} ")
+            else:
+                yield name + word, command
+
+    found = dict(commands(typer.main.get_command(app), ""))
+    without = {name for name, command in found.items() if not any("-o" in option.opts for option in command.params)}
+    assert without == {"up", "worker", "sweeper", "serve", "demo"}, "those run until they are stopped"
+
+
+def test_bash_completes_commands():
+    asked = {"_TUNERY_COMPLETE": "complete_bash", "COMP_WORDS": "tunery dat", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("tunery"))],
+        env=os.environ | asked, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == ["datasets"], done.stderr
