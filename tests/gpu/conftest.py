@@ -6,6 +6,7 @@ the other tests import: `pytest tests/gpu --confcutdir=tests/gpu` leaves those o
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ def has_cuda() -> bool:
     """Return whether torch sees a card; torch is imported only where there is a driver."""
     if not any(Path("/dev").glob("nvidia*")):
         return False
+    # As the environment of a trainer has it; read when the card is first used.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     import torch
 
     return torch.cuda.is_available()

@@ -17,11 +17,12 @@ _JOB = ("method", "lora", "quantization", "shrink", "seed", "export")
 
 
 def give_back() -> None:
-    """Free what earlier runs in this process left to the garbage collector, so that each begins with an empty card."""
+    """Free what earlier runs in this process left to the garbage collector, and lift their limits of memory."""
     import torch
 
     gc.collect()
     torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def run(
@@ -30,9 +31,15 @@ def run(
     rows: list[dict[str, Any]] | None = None,
     *,
     checkpoint: Path | None = None,
+    keep: bool = False,
     **options: Any,
 ) -> Attempt:
-    """Lay out a job for the card and run it; `options` are hyperparameters by name, or other fields of the job."""
+    """Lay out a job for the card and run it; `options` are hyperparameters by name, or other fields of the job.
+
+    Args:
+        keep: leave the run's model and trainer in memory, where a test looks at them; otherwise the card is empty
+            afterwards.
+    """
     from tests.worker.trainer.conftest import attempt
 
     give_back()
@@ -44,4 +51,10 @@ def run(
     tiny.write_run(folder, base, rows, hyperparameters=options, **job)
     spec = json.loads((folder / "spec.json").read_text()) | {"device": "cuda:0"}
     (folder / "spec.json").write_text(json.dumps(spec))
-    return attempt(folder)
+    try:
+        made = attempt(folder)
+        if not keep:
+            made.run = None
+        return made
+    finally:
+        give_back()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.gpu.running import run
+from tests.gpu.running import give_back, run
 from tests.worker.trainer import tiny
 from worker.trainer import protocol
 
@@ -79,7 +79,7 @@ def test_memory_returns_to_the_driver_with_the_child(tmp_path: Path, ending: str
     import torch
 
     base = tiny.build_base(tmp_path / "base", **WIDE)
-    torch.cuda.empty_cache()
+    give_back()
     before, _ = torch.cuda.mem_get_info()
     folder = tmp_path / "run"
     folder.mkdir()

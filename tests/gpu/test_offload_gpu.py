@@ -41,7 +41,7 @@ def test_the_weights_lie_in_pinned_host_memory(tmp_path: Path, base: Path, monke
     from bitsandbytes.nn import Linear4bit
 
     monkeypatch.setattr(loading, "room_for_weights", lambda _device: 4 * LAYER_BYTES)
-    made = run(tmp_path / "run", base, quantization={"device_map": "auto"}, max_steps=1)
+    made = run(tmp_path / "run", base, quantization={"device_map": "auto"}, max_steps=1, keep=True)
     assert made.run
     held = [module.weight.data for module in made.run.model.modules() if isinstance(module, Linear4bit)]
     hosted = [weight for weight in held if not weight.is_cuda]

@@ -34,7 +34,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("optim", ["paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw_torch_fused"])
 def test_every_optimizer_is_the_asked_one(tmp_path: Path, base: Path, optim: str):
-    made = run(tmp_path / "run", base, max_steps=30, learning_rate=2e-2, num_train_epochs=10.0, optim=optim)
+    options = {"max_steps": 30, "learning_rate": 2e-2, "num_train_epochs": 10.0, "optim": optim}
+    made = run(tmp_path / "run", base, keep=True, **options)
     assert made.code == protocol.DONE and not made.notes("option.replaced")
     assert made.run and made.run.trainer.optimizer is not None
     inner = made.run.trainer.optimizer.optimizer
@@ -89,12 +90,16 @@ def test_a_card_without_room_is_out_of_memory(tmp_path: Path, base: Path):
 
 @pytest.mark.timeout(1200)
 def test_an_8b_shape_trains_and_writes_an_adapter(tmp_path: Path):
-    """The child, fed the defaults of the API: rank 16 on q, k, v, o, NF4, paged 8-bit AdamW, micro-batch 4 x 4."""
+    """The child, fed the defaults of the API: rank 16 on q, k, v, o, NF4, paged 8-bit AdamW, micro-batch 4 x 4.
+
+    But for its memory: on a large card the base would be held in 16 bit too.
+    """
     base = build_8b(tmp_path / "base")
     rows = [{"messages": [{"role": "user", "content": tiny.sentence(i, 60 + i % 90)}, *answer(i)]} for i in range(192)]
     folder = tmp_path / "run"
     folder.mkdir()
     options = {"max_steps": 12, "max_length": 1024, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    options |= {"max_memory_gib": 16.0}
     tiny.write_run(folder, base, rows, hyperparameters=options | {"learning_rate": 2e-4, "save_steps": "auto"})
     spec = json.loads((folder / "spec.json").read_text()) | {"device": "cuda:0", "threads": 0}
     (folder / "spec.json").write_text(json.dumps(spec))
@@ -108,7 +113,7 @@ def test_an_8b_shape_trains_and_writes_an_adapter(tmp_path: Path):
     print(json.dumps(report))
     assert report["trainable_parameters"] == 13_631_488
     assert report["precision"]["parameters"]["nf4"] == 6_979_321_856
-    assert report["peak_memory_bytes"] < 16 * 2**30
+    assert report["peak_memory_bytes"] <= 16 * 2**30
     assert (folder / "out" / "adapter" / "adapter_model.safetensors").stat().st_size > 27_000_000
     child.stdin.close()
     child.stdout.close()
