@@ -112,7 +112,9 @@ class Settings(BaseSettings):
     serve_max_rows: int = Field(8, ge=1, description="Answers that are written together, in one batch.")
     serve_max_batch_tokens: int = Field(65_536, ge=1, description="Most tokens of such a batch, padding included.")
     serve_max_tokens: int = Field(4096, ge=1, description="Longest answer, in tokens.")
-    serve_max_waiting: int = Field(64, ge=1, description="Requests that may wait or be answered at the same time.")
+    serve_max_waiting: int = Field(
+        64, ge=1, description="Requests that may wait or be answered at the same time; three quarters of one tenant."
+    )
     serve_stall_s: float = Field(300, gt=0, description="A model that says nothing for so long is started again.")
 
     host: str = Field("127.0.0.1", description="Address that the API listens on.")

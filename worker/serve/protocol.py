@@ -67,7 +67,7 @@ class Unload:
 
 @dataclass(frozen=True)
 class Ask:
-    """Answer `messages` with the adapter of that name, or with the bare base."""
+    """Answer `messages` with the adapter of that name, or with the bare base. Tenants take turns."""
 
     id: str
     adapter: str | None
@@ -77,6 +77,7 @@ class Ask:
     top_p: float = 1.0
     seed: int | None = None
     stop: list[str] = field(default_factory=list)
+    tenant: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -28,7 +29,7 @@ class Service:
         self.process = process
         self._shelf = shelf
         self._settings = settings
-        self._num_open = 0
+        self._open: Counter[str] = Counter()
 
     @asynccontextmanager
     async def answering(self, caller: Caller, request: ChatRequest) -> AsyncIterator[Hearing]:
@@ -40,15 +41,14 @@ class Service:
             InfraError: the model is not there, or too many wait for it.
         """
         self._check(request)
-        if self._num_open >= self._settings.serve_max_waiting:
-            raise InfraError(f"{self._num_open} requests are being answered or wait", code="busy")
-        self._num_open += 1
+        self._check_room(caller.tenant)
+        self._open[caller.tenant] += 1
         try:
             async with AsyncExitStack() as stack:
                 adapter = await self._in_place(stack, caller, request.model)
-                yield await stack.enter_async_context(self.process.asking(_ask(request, adapter)))
+                yield await stack.enter_async_context(self.process.asking(_ask(request, adapter, caller.tenant)))
         finally:
-            self._num_open -= 1
+            self._open -= Counter([caller.tenant])
 
     async def _in_place(self, stack: AsyncExitStack, caller: Caller, model: str) -> str | None:
         """Return the name of what `model` says, loaded for as long as `stack` is open; None for the bare base."""
@@ -61,6 +61,14 @@ class Service:
         ]
         return await stack.enter_async_context(self._shelf.hold(wanted))
 
+    def _check_room(self, tenant: str) -> None:
+        most, num_open = self._settings.serve_max_waiting, self._open.total()
+        if num_open >= most:
+            raise InfraError(f"{num_open} requests are being answered or wait", code="busy")
+        # A quarter is kept for the others.
+        if self._open[tenant] >= max(1, most * 3 // 4):
+            raise InfraError(f"{self._open[tenant]} requests of your tenant are being answered or wait", code="busy")
+
     def _check(self, request: ChatRequest) -> None:
         most = self._settings.serve_max_tokens
         if request.max_tokens is not None and request.max_tokens > most:
@@ -72,7 +80,7 @@ class Service:
             raise InfraError("the model is being loaded", code="model_loading")
 
 
-def _ask(request: ChatRequest, adapter: str | None) -> Ask:
+def _ask(request: ChatRequest, adapter: str | None, tenant: str) -> Ask:
     return Ask(
         id=new_id("ask"),
         adapter=adapter,
@@ -82,4 +90,5 @@ def _ask(request: ChatRequest, adapter: str | None) -> Ask:
         top_p=request.top_p,
         seed=request.seed,
         stop=list(request.stop),
+        tenant=tenant,
     )

@@ -183,3 +183,19 @@ def test_those_who_wait_go_together_within_bounds(base: Path, adapters: Folder):
     talk.ask(*long)
     begins = [item.id for item in talk.of(*long) if isinstance(item, Piece | Finished)]
     assert begins.index(long[1].id) > begins.index(long[0].id) + 5, "one after the other: together they are too many"
+
+
+def test_tenants_take_turns(base: Path):
+    talk = Talk(base, max_rows=1, max_batch_tokens=100)
+    greedy = [asking("the", max_tokens=2, tenant="greedy") for _ in range(3)]
+    other = [asking("the", max_tokens=2, tenant="other") for _ in range(2)]
+    talk.ask(*greedy, *other)
+    ends = [item.id for item in talk.said if isinstance(item, Finished)]
+    assert ends == [ask.id for ask in (greedy[0], other[0], greedy[1], other[1], greedy[2])]
+
+
+def test_megabytes_are_refused_before_they_are_counted(talk: Talk):
+    ask, begun = asking("the " * 1_000_000), time.process_time()
+    talk.ask(ask)
+    assert talk.end(ask).code == "context_length_exceeded" and "far more than" in talk.end(ask).message
+    assert time.process_time() - begun < 5

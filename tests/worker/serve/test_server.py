@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +275,32 @@ def test_more_than_may_wait_are_sent_away(patient: Server):
         assert busy.status_code == 503 and busy.json()["error"]["code"] == "busy" and busy.headers["retry-after"]
     wait_until(lambda: patient.process.num_open == 0, 20, "the server to forget it")
     assert patient.text(BASE_ID)
+
+
+def test_a_tenant_leaves_room_for_the_others(patient: Server, monkeypatch: pytest.MonkeyPatch):
+    wider = patient.context.settings.model_copy(update={"serve_max_tokens": 90_000, "serve_max_waiting": 4})
+    monkeypatch.setattr(patient.service, "_settings", wider)
+
+    with ExitStack() as stack:
+
+        def ask(tenant: str) -> None:
+            """Send a question whose answer nobody reads."""
+            with patient.client(tenant) as client:
+                request = client.build_request("POST", "/v1/chat/completions", json=LONG)
+            lines = [f"{name}: {value}" for name, value in request.headers.items()]
+            head = "\r\n".join(["POST /v1/chat/completions HTTP/1.1", *lines, "", ""])
+            connection = socket.create_connection((request.url.host, request.url.port or 80))
+            stack.enter_context(connection).sendall(head.encode() + request.content)
+
+        for _ in range(3):
+            ask("t")
+        wait_until(lambda: patient.process.num_open == 3, 60, "three to be asked")
+        with patient.client("t") as client:
+            busy = client.post("/v1/chat/completions", json=LONG)
+        assert busy.status_code == 503 and "of your tenant" in busy.json()["error"]["message"]
+        ask("u")
+        wait_until(lambda: patient.process.num_open == 4, 60, "the other one to be asked")
+    wait_until(lambda: patient.process.num_open == 0, 60, "the server to forget them")
 
 
 def test_a_model_process_that_dies_is_started_again(context: Context, base: Path, tmp_path: Path, jobs: dict[str, str]):

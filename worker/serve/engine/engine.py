@@ -20,6 +20,7 @@ from worker.serve.engine.batch import choose, write
 from worker.serve.engine.inbox import Inbox
 from worker.serve.engine.prompts import Prompts
 from worker.serve.engine.shared import SharedBase
+from worker.serve.engine.turns import Turns
 from worker.serve.protocol import (
     Accepted,
     Ask,
@@ -47,11 +48,12 @@ class Engine:
         self._inbox = inbox
         self._say = say
         self._waiting: list[Answer] = []
+        self._turns = Turns()
         folder = Path(spec.base.path)
         self._context = facts.context
         self._device = pick_device(spec.device)
         torch.set_num_threads(spec.threads or len(os.sched_getaffinity(0)))
-        self._prompts = Prompts(folder, facts.vocab_size)
+        self._prompts = Prompts(folder, facts.vocab_size, facts.context)
         # A base that is stored in 4 bit can be held in no other way.
         job = _as_a_job(spec, "qlora" if facts.quantized else spec.method)
         precision = choose_precision(job, self._device)
@@ -76,7 +78,9 @@ class Engine:
                 answer.cancel()
         self._clear_finished()
         if self._waiting:
-            batch = choose(self._waiting, self._shared, self._spec.max_rows, self._spec.max_batch_tokens)
+            ordered = self._turns.order(self._waiting)
+            batch = choose(ordered, self._shared, self._spec.max_rows, self._spec.max_batch_tokens)
+            self._turns.note(batch, self._waiting)
             pad_id = self._prompts.tokenizer.pad_token_id
             write(batch, self._shared, pad_id, self._device, self._inbox.is_cancelled)
             self._clear_finished()

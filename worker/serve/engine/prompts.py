@@ -26,12 +26,15 @@ _TEXT_CHARS = 16 << 20
 class Prompts:
     """The base's tokenizer, and the chat template of each adapter where it has one of its own.
 
-    `rows` are those of the base's embedding.
+    `rows` are those of the base's embedding, `context` are its tokens; None where they are not known.
     """
 
-    def __init__(self, base: Path, rows: int | None):
+    def __init__(self, base: Path, rows: int | None, context: int | None = None):
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(base, rows)
         ensure_chat_template(self.tokenizer)
+        # No more can fit, and to count the tokens of megabytes would keep everybody waiting.
+        longest = max(map(len, self.tokenizer.get_vocab()))
+        self._most_chars = _TEXT_CHARS if context is None else min(_TEXT_CHARS, context * longest)
         self._templates: dict[str | None, str] = {None: str(self.tokenizer.chat_template)}
 
     def learn(self, name: str, folder: Path) -> None:
@@ -62,8 +65,13 @@ class Prompts:
                 param="messages",
                 hint="Mind the order of roles, and whether the model knows a system role.",
             ) from error
-        if len(text) > _TEXT_CHARS:
-            raise TooLarge(f"messages: the chat template makes {len(text):,} characters of them", param="messages")
+        if len(text) > self._most_chars:
+            raise TooLarge(
+                f"messages: the chat template makes {len(text):,} characters of them, far more than its context",
+                code="context_length_exceeded",
+                param="messages",
+                hint="Shorten the messages.",
+            )
         # The template writes the special tokens itself.
         found: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return found
