@@ -3,6 +3,7 @@
 TuneryError
 ├── UserError            the caller can mend it; the message says how
 │   ├── InvalidInput     a field, row or URI is wrong
+│   │   └── BadRows      rows of a dataset are wrong, each told by its number
 │   ├── Unauthenticated  no key, or one that is not known
 │   ├── Forbidden        the key may not do this
 │   ├── NotFound         no such thing in this tenant
@@ -19,6 +20,9 @@ Only the edges give an error another form: `api/errors.py` knows HTTP, the CLI k
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 class TuneryError(Exception):
@@ -51,6 +55,36 @@ class InvalidInput(UserError):
     """A field, row or URI is wrong."""
 
     code = "invalid_input"
+
+
+@dataclass(frozen=True)
+class RowProblem:
+    """What is wrong with one row of the file that the field `param` of a job names.
+
+    `row` counts from 1; in JSONL it is the line, blank ones counted. `field` is the column or turn, where one is to
+    blame, e.g. `messages[1].content`.
+    """
+
+    param: str
+    row: int
+    field: str | None
+    code: str
+    message: str
+    hint: str | None = None
+
+    @property
+    def line(self) -> str:
+        """The problem as one line of text."""
+        return f"{self.param}: row {self.row}: {self.message}"
+
+
+class BadRows(InvalidInput):
+    """Rows of a dataset are wrong: the first of them in `problems`, how many there are in `num_problems`."""
+
+    def __init__(self, message: str, problems: Sequence[RowProblem], num_problems: int, *, code: str = "bad_rows"):
+        super().__init__(message, code=code, param=problems[0].param, hint=problems[0].hint)
+        self.problems = problems
+        self.num_problems = num_problems
 
 
 class Unauthenticated(UserError):

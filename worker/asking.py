@@ -10,6 +10,7 @@ from queue import Empty
 
 from common.jobs.lifecycle import Failure
 from common.settings import Settings
+from worker import failures
 from worker.child import Child
 from worker.trainer import protocol
 from worker.trainer.protocol import Failed, Message, Result
@@ -43,7 +44,7 @@ def ask(
             "dataset",
         )
     if isinstance(answer, Failed) and code == protocol.BAD_INPUT:
-        return Failure("user_error", answer.code, answer.message, answer.hint, answer.param)
+        return failures.of_refusal(answer)
     if isinstance(answer, Result) and code == protocol.DONE:
         return answer
     _log.warning("%s: the check ended with %d:\n%s", folder.name, code, child.log_tail())

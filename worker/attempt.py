@@ -243,7 +243,9 @@ class Attempt:
             self._fault(self._failure(*failures.kind_of_exit(code), code))
 
     def _failure(self, kind: str, attempts: int | None = None, code: int = 0) -> Failure:
-        if (said := self._failed) is not None:
+        if (said := self._failed) is not None and kind == "user_error":
+            return failures.of_refusal(said)
+        if said is not None:
             return Failure(kind, said.code, said.message, said.hint, said.param, attempts)
         ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return Failure(kind, "trainer_died", f"The trainer ended with {ended}.", attempts=attempts)

@@ -17,6 +17,12 @@ def of_user(error: UserError) -> Failure:
     return Failure("user_error", error.code, error.message, error.hint, error.param)
 
 
+def of_refusal(said: protocol.Failed) -> Failure:
+    """Return the failure that a child has told, and that only the user can mend."""
+    rows = (said.problems, said.num_problems)
+    return Failure("user_error", said.code, said.message, said.hint, said.param, None, *rows)
+
+
 def of_infrastructure(error: InfraError) -> Failure:
     """Return the failure of a part that may be back at the next attempt."""
     return Failure("infra", error.code, f"{error.message}.", error.hint, error.param, error.attempts)

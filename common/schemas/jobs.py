@@ -133,13 +133,34 @@ class JobOrder(Strict):
         return self
 
 
+class JobProblem(BaseModel):
+    """What is wrong with one row of the file that the job's field `param` names.
+
+    `row` counts from 1; in JSONL it is the line, blank ones counted. `field` is the column or turn, where one is to
+    blame, e.g. `messages[1].content`; `code` a word for programs.
+    """
+
+    param: str
+    row: int
+    field: str | None
+    code: str
+    message: str
+    hint: str | None = None
+
+
 class JobError(BaseModel):
-    """Why a job failed."""
+    """Why a job failed.
+
+    Where rows of its data are wrong, `num_problems` says how many, and `problems`, of a single job and not in lists,
+    tells the first hundred.
+    """
 
     code: str
     message: str
     hint: str | None = None
     param: str | None = None
+    problems: list[JobProblem] = []
+    num_problems: int = 0
 
 
 WaitCode = Literal[

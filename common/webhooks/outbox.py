@@ -82,8 +82,11 @@ def record(session: Session, job_id: str, cursor: int, message: str) -> None:
 
 def _facts(job: Any, cursor: int, message: str) -> dict[str, Any]:
     spec = job.spec
-    names = ("id", "status", "model", "step", "max_steps", "error", "metadata", "source_job")
+    names = ("id", "status", "model", "step", "max_steps", "metadata", "source_job")
+    # What is wrong with each row is read from the job.
+    error = {name: value for name, value in job.error.items() if name != "problems"} if job.error else None
     return {name: getattr(job, name) for name in names} | {
+        "error": error,
         "suffix": spec.get("suffix"),
         "attempt": job.epoch,
         "message": message,

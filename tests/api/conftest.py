@@ -25,6 +25,10 @@ from common.jobs import lifecycle
 from common.settings import Settings
 from common.storage import keys as object_keys
 from tests.servers import S3
+from tests.worker.trainer.tiny import build_base
+from worker.preflight import Preflight
+from worker.supervisor import Supervisor
+from worker.workplace import Device, Workplace
 
 BASE = "tiny-base"
 
@@ -147,3 +151,13 @@ def finish(parts: Context, claim: lifecycle.Claim) -> None:
 
 
 SPEC: dict[str, Any] = {"model": BASE, "dataset": "https://example.com/train.jsonl"}
+
+
+@pytest.fixture
+def worker(api: Api, tmp_path: Path) -> Iterator[Supervisor]:
+    """A preflight worker that works when it is told to, and a base model that it can read."""
+    (tmp_path / "models" / "llama").mkdir()
+    build_base(tmp_path / "models" / "llama")
+    made = Supervisor(api.context, Preflight(), Workplace(api.context.settings), Device("cpu"))
+    yield made
+    made.close()

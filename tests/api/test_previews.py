@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -19,26 +19,14 @@ from common.client import Tunery
 from common.db.rows import PreviewRow
 from common.errors import InvalidInput
 from tests.api.conftest import SPEC, Api
-from tests.worker.trainer.tiny import build_base, chat_rows
+from tests.worker.trainer.tiny import chat_rows
 from worker import previews as making
-from worker.preflight import Preflight
 from worker.supervisor import Supervisor
-from worker.workplace import Device, Workplace
 
 
 @pytest.fixture
 def api(start: Callable[..., Api], sqlite_url: str, tmp_path: Path) -> Api:
     return start(sqlite_url, work_dir=tmp_path / "work")
-
-
-@pytest.fixture
-def worker(api: Api, tmp_path: Path) -> Iterator[Supervisor]:
-    """A preflight worker that works when it is told to, and a base model that it can read."""
-    (tmp_path / "models" / "llama").mkdir()
-    build_base(tmp_path / "models" / "llama")
-    made = Supervisor(api.context, Preflight(), Workplace(api.context.settings), Device("cpu"))
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any, BinaryIO
 
-from common.errors import InvalidInput
+from common.errors import BadRows
 from worker.data import strict_json
 from worker.data.lines import check_object
 from worker.data.source import FLATTER, RawRows, Source
@@ -66,7 +66,7 @@ def read_array(source: Source) -> RawRows:
     """Yield the elements of the array; row numbers count them from 1.
 
     Raises:
-        InvalidInput: the array is broken. What follows a broken element cannot be told apart, so reading stops there.
+        BadRows: the array is broken. What follows a broken element cannot be told apart, so reading stops there.
     """
     with source.path.open("rb") as file:
         window = _Window(source, file)
@@ -84,14 +84,16 @@ def read_array(source: Source) -> RawRows:
             value = _element(source, window)
             try:
                 yield window.row, check_object(source, window.row, value)
-            except InvalidInput as error:
+            except BadRows as error:
                 yield window.row, error
             separator = window.next_char()
             window.start += 1
             if separator == "]":
                 return _no_more(source, window)
             if separator != ",":
-                raise source.bad_row(window.row + 1, "broken JSON: expected , or ] after the row before it", _CHECK)
+                raise source.bad_row(
+                    window.row + 1, "bad_json", "broken JSON: expected , or ] after the row before it", _CHECK
+                )
 
 
 def _no_more(source: Source, window: _Window) -> None:
@@ -103,16 +105,18 @@ def _element(source: Source, window: _Window) -> Any:
     # An object at the edge of the window looks broken until more of it is there: widen, up to the longest row.
     limit, wanted = source.limits.max_row_bytes, _CHUNK
     if window.next_char() not in ("{", "["):
-        raise source.bad_row(window.row, "is not an object", 'write each row as an object, e.g. {"messages": […]}')
+        raise source.bad_row(
+            window.row, "not_an_object", "is not an object", 'write each row as an object, e.g. {"messages": […]}'
+        )
     while True:
         if len(window.text) - window.start < wanted and not window.ended:
             window.grow(wanted)
         try:
             value, end = strict_json.DECODER.raw_decode(window.text, window.start)
         except strict_json.BadJson as error:
-            raise source.bad_row(window.row, str(error), _CHECK) from error
+            raise source.bad_row(window.row, "bad_json", str(error), _CHECK) from error
         except RecursionError as error:
-            raise source.bad_row(window.row, "the nesting is too deep", FLATTER) from error
+            raise source.bad_row(window.row, "too_deep", "the nesting is too deep", FLATTER) from error
         except ValueError as error:
             if window.ended or not _cut_short(window, error) or len(window.text) - window.start > limit:
                 raise _broken(source, window, error) from error
@@ -131,8 +135,8 @@ def _cut_short(window: _Window, error: ValueError) -> bool:
     return error.msg.startswith("Unterminated string") or error.pos >= len(window.text) - 8
 
 
-def _broken(source: Source, window: _Window, error: ValueError) -> InvalidInput:
+def _broken(source: Source, window: _Window, error: ValueError) -> BadRows:
     if not window.ended and _cut_short(window, error):
         return source.long_row(window.row)
     what = f"broken JSON: {error.msg}" if isinstance(error, json.JSONDecodeError) else "a number has too many digits"
-    return source.bad_row(window.row, what, _CHECK)
+    return source.bad_row(window.row, "bad_json", what, _CHECK)

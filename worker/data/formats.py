@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from common.errors import InvalidInput
+from common.errors import BadRows
 from worker.data.messages import (
     BadColumn,
     check_conversation,
@@ -62,13 +62,17 @@ def _chat_completion(number: int, columns: Columns) -> Row:
     for name in ("prompt", "completion"):
         if not isinstance(columns[name], list):
             raise BadColumn(
-                f"{name} is {name_type(columns[name])}, but the other of prompt and completion is an array of messages",
+                name,
+                "wrong_type",
+                f"is {name_type(columns[name])}, but the other of prompt and completion is an array of messages",
                 "write both as strings, or both as arrays of messages",
             )
     prompt = read_messages(columns["prompt"], "prompt")
     completion = check_conversation(read_messages(columns["completion"], "completion"), "completion")
     if completion[0].role != "assistant":
-        raise BadColumn(f"completion[0] has role {completion[0].role!r}", "a completion begins with the assistant")
+        raise BadColumn(
+            "completion[0]", "bad_order", f"has role {completion[0].role!r}", "a completion begins with the assistant"
+        )
     return Row(number, "completion", messages=prompt + completion, num_prompt=len(prompt), tools=_tools(columns))
 
 
@@ -113,8 +117,8 @@ def parse_rows(source: Source, problems: Problems | None = None) -> Iterator[Row
     """
     layout = _layout_of(source.whole) if source.share.of > 1 else None
     for number, columns in read_rows(source):
-        row: Row | InvalidInput
-        if isinstance(columns, InvalidInput):
+        row: Row | BadRows
+        if isinstance(columns, BadRows):
             row = columns
         else:
             layout = layout or _first_layout(source, number, columns)
@@ -124,7 +128,7 @@ def parse_rows(source: Source, problems: Problems | None = None) -> Iterator[Row
         elif problems is None:
             raise row
         else:
-            problems.add(number, row)
+            problems.add(row)
 
 
 def _layout_of(source: Source) -> Format | None:
@@ -137,11 +141,14 @@ def _first_layout(source: Source, number: int, columns: Columns) -> Format:
     if preferences := _preferences(layout, columns):
         raise source.bad_row(
             number,
+            "preferences",
             f"holds preferences ({preferences}), and only supervised fine-tuning is done here",
             "keep the answers that are to be learned, as messages or as prompt and completion",
         )
     if layout is None:
-        raise source.bad_row(number, f"has the columns {_listed(columns)}", f"accepted columns are: {ACCEPTED}")
+        raise source.bad_row(
+            number, "unknown_columns", f"has the columns {_listed(columns)}", f"accepted columns are: {ACCEPTED}"
+        )
     return layout
 
 
@@ -154,11 +161,12 @@ def _preferences(layout: Format | None, columns: Columns) -> str:
     return "completion and label" if judged else ""
 
 
-def _parse(source: Source, layout: Format, number: int, columns: Columns) -> Row | InvalidInput:
+def _parse(source: Source, layout: Format, number: int, columns: Columns) -> Row | BadRows:
     missing = [name for name in layout.needs if name not in columns]
     if missing:
         return source.bad_row(
             number,
+            "missing_column",
             f"has no column {' or '.join(map(repr, missing))}; it has {_listed(columns)}, "
             f"and the rows before it are of the format {layout.name}",
             "keep one format per file",
@@ -166,7 +174,7 @@ def _parse(source: Source, layout: Format, number: int, columns: Columns) -> Row
     try:
         return layout.read(number, columns)
     except BadColumn as error:
-        return source.bad_row(number, error.message, error.hint)
+        return source.bad_row(number, error.code, error.message, error.hint, error.where)
 
 
 def _listed(columns: Columns) -> str:

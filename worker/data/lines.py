@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from common.errors import InvalidInput
+from common.errors import BadRows
 from worker.data import strict_json
 from worker.data.source import FEWER_COLUMNS, FLATTER, RawRows, Source
 
@@ -18,16 +18,16 @@ def read_jsonl(source: Source) -> RawRows:
         for number, offset, line in bounded_lines(source, file):
             if not source.share.has(number):
                 continue
-            if isinstance(line, InvalidInput):
+            if isinstance(line, BadRows):
                 yield number, line
             elif line.strip():
                 try:
                     yield number, parse_object(source, number, decode(source, number, offset, line))
-                except InvalidInput as error:
+                except BadRows as error:
                     yield number, error
 
 
-def bounded_lines(source: Source, file: BinaryIO) -> Iterator[tuple[int, int, bytes | InvalidInput]]:
+def bounded_lines(source: Source, file: BinaryIO) -> Iterator[tuple[int, int, bytes | BadRows]]:
     """Yield (line number, byte offset, line with its end), or an error in place of a line that is too long."""
     limit = source.limits.max_row_bytes + 1  # the newline
     number = offset = 0
@@ -50,16 +50,16 @@ def decode(source: Source, number: int, offset: int, line: bytes) -> str:
     """Return `line` as text.
 
     Raises:
-        InvalidInput: it is not UTF-8, or holds a NUL byte; the message names row and byte.
+        BadRows: it is not UTF-8, or holds a NUL byte; the message names row and byte.
     """
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         where = f"byte {offset + error.start:,} of the file (0x{line[error.start]:02x})"
-        raise source.bad_row(number, f"is not UTF-8 at {where}", "save the file as UTF-8") from error
+        raise source.bad_row(number, "not_utf8", f"is not UTF-8 at {where}", "save the file as UTF-8") from error
     if "\x00" in text:
         position = offset + line.index(b"\x00")
-        raise source.bad_row(number, f"holds a NUL byte at byte {position:,} of the file", "remove it")
+        raise source.bad_row(number, "nul", f"holds a NUL byte at byte {position:,} of the file", "remove it")
     return text
 
 
@@ -68,7 +68,7 @@ def parse_object(source: Source, number: int, text: str) -> dict[str, Any]:
     try:
         value = strict_json.loads(text.strip())
     except strict_json.BadJson as error:
-        raise source.bad_row(number, str(error), "each line must hold one complete JSON object") from error
+        raise source.bad_row(number, "bad_json", str(error), "each line must hold one complete JSON object") from error
     return check_object(source, number, value)
 
 
@@ -76,9 +76,11 @@ def check_object(source: Source, number: int, value: Any) -> dict[str, Any]:
     """Return `value` if it is an object within the limits of columns and depth."""
     if not isinstance(value, dict):
         kind = {list: "an array", str: "a string", type(None): "null"}.get(type(value), "a bare value")
-        raise source.bad_row(number, f"is {kind}, not an object", 'write each row as an object, e.g. {"messages": […]}')
+        raise source.bad_row(
+            number, "not_an_object", f"is {kind}, not an object", 'write each row as an object, e.g. {"messages": […]}'
+        )
     if len(value) > source.limits.max_columns:
-        raise source.bad_row(number, f"has {len(value)} {source.too_many_columns}", FEWER_COLUMNS)
+        raise source.bad_row(number, "too_many_columns", f"has {len(value)} {source.too_many_columns}", FEWER_COLUMNS)
     if strict_json.depth(value, source.limits.max_depth) > source.limits.max_depth:
-        raise source.bad_row(number, source.too_deep, FLATTER)
+        raise source.bad_row(number, "too_deep", source.too_deep, FLATTER)
     return value

@@ -35,11 +35,13 @@ _ROLE_HINTS = {
 
 
 class BadColumn(ValueError):
-    """What is wrong with a column of a row; `hint` says what to do."""
+    """What is wrong in the place `where` of a row, as a word and a sentence; `hint` says what to do."""
 
-    def __init__(self, message: str, hint: str):
-        super().__init__(message)
-        self.message = message
+    def __init__(self, where: str, code: str, what: str, hint: str):
+        self.message = f"{where} {what}"
+        super().__init__(self.message)
+        self.where = where
+        self.code = code
         self.hint = hint
 
 
@@ -50,16 +52,18 @@ def check_text(value: Any, where: str, *, may_be_empty: bool = False) -> str:
         BadColumn: wrong type, empty, or holding a NUL or lone surrogate; the message begins with `where`.
     """
     if not isinstance(value, str):
-        raise BadColumn(f"{where} is {name_type(value)}, not a string", "write it as a string")
+        raise BadColumn(where, "wrong_type", f"is {name_type(value)}, not a string", "write it as a string")
     if "\x00" in value:
-        raise BadColumn(f"{where} holds a NUL character", "remove it")
+        raise BadColumn(where, "nul", "holds a NUL character", "remove it")
     if found := strict_json.SURROGATE.search(value):
         raise BadColumn(
-            f"{where} holds a lone surrogate (U+{ord(found.group()):04X}) at character {found.start() + 1}",
+            where,
+            "surrogate",
+            f"holds a lone surrogate (U+{ord(found.group()):04X}) at character {found.start() + 1}",
             "the text was cut inside a character; write it again from the source",
         )
     if not may_be_empty and not value.strip():
-        raise BadColumn(f"{where} is empty", "fill it in, or remove the row")
+        raise BadColumn(where, "empty", "is empty", "fill it in, or remove the row")
     return value
 
 
@@ -76,9 +80,11 @@ def unpack(value: Any, where: str) -> list[Any]:
     if isinstance(value, str):
         value = _loads(value, where, "a string that is not JSON", "write a JSON array")
     if not isinstance(value, list):
-        raise BadColumn(f"{where} is {name_type(value)}, not an array", 'write [{"role": …, "content": …}, …]')
+        raise BadColumn(
+            where, "wrong_type", f"is {name_type(value)}, not an array", 'write [{"role": …, "content": …}, …]'
+        )
     if not value:
-        raise BadColumn(f"{where} is an empty array", "add at least one message, or remove the row")
+        raise BadColumn(where, "empty", "is an empty array", "add at least one message, or remove the row")
     return value
 
 
@@ -87,9 +93,9 @@ def _loads(text: str, where: str, otherwise: str, hint: str) -> Any:
     try:
         value = strict_json.loads(text)
     except strict_json.BadJson as error:
-        raise BadColumn(f"{where} is {otherwise} ({error})", hint) from error
+        raise BadColumn(where, "bad_json", f"is {otherwise} ({error})", hint) from error
     if strict_json.depth(value, _DEPTH_MAX) > _DEPTH_MAX:
-        raise BadColumn(f"{where} is nested deeper than {_DEPTH_MAX} levels", "write it flatter")
+        raise BadColumn(where, "too_deep", f"is nested deeper than {_DEPTH_MAX} levels", "write it flatter")
     return value
 
 
@@ -114,7 +120,12 @@ def read_tools(value: Any, where: str) -> tuple[Any, ...]:
     tools = unpack(value, where)
     for index, tool in enumerate(tools):
         if not isinstance(tool, dict):
-            raise BadColumn(f"{where}[{index}] is {name_type(tool)}, not an object", "write each tool as a JSON schema")
+            raise BadColumn(
+                f"{where}[{index}]",
+                "wrong_type",
+                f"is {name_type(tool)}, not an object",
+                "write each tool as a JSON schema",
+            )
         check_texts(tool, f"{where}[{index}]")
     return tuple(tools)
 
@@ -127,17 +138,19 @@ def read_messages(value: Any, where: str) -> tuple[Message, ...]:
 def _turns(value: Any, where: str) -> list[Any]:
     turns = unpack(value, where)
     if len(turns) > TURNS_MAX:
-        raise BadColumn(f"{where} has {len(turns):,} turns, more than {TURNS_MAX:,}", "split it into several rows")
+        raise BadColumn(
+            where, "too_many_turns", f"has {len(turns):,} turns, more than {TURNS_MAX:,}", "split it into several rows"
+        )
     return turns
 
 
 def _read_message(item: Any, where: str) -> Message:
     if not isinstance(item, dict):
-        raise BadColumn(f"{where} is {name_type(item)}, not an object", 'write {"role": …, "content": …}')
+        raise BadColumn(where, "wrong_type", f"is {name_type(item)}, not an object", 'write {"role": …, "content": …}')
     role = item.get("role")
     if not isinstance(role, str) or role not in ROLES:
         found = f"role {role!r} is not known" if "role" in item else "has no role"
-        raise BadColumn(f"{where} {found}", _ROLE_HINTS.get(str(role), f"roles are {', '.join(ROLES)}"))
+        raise BadColumn(where, "bad_role", found, _ROLE_HINTS.get(str(role), f"roles are {', '.join(ROLES)}"))
     # Parquet fills the fields that a message does not have with null.
     extra: dict[str, Any] = {
         key: check_text(item[key], f"{where}.{key}", may_be_empty=True)
@@ -153,7 +166,7 @@ def _read_message(item: Any, where: str) -> Message:
 def _read_weight(item: dict[str, Any], where: str) -> bool:
     weight = item.get("weight")
     if weight not in (None, 0, 1):
-        raise BadColumn(f"{where}.weight is {weight!r}", "weight is 0 or 1")
+        raise BadColumn(f"{where}.weight", "bad_weight", f"is {weight!r}", "weight is 0 or 1")
     return weight != 0
 
 
@@ -162,7 +175,7 @@ def _read_content(item: dict[str, Any], where: str, *, silent: bool) -> str:
     if content is None and silent:
         return ""
     if "content" not in item:
-        raise BadColumn(f"{where} has no content", 'write {"role": …, "content": …}')
+        raise BadColumn(where, "missing", "has no content", 'write {"role": …, "content": …}')
     if isinstance(content, list):
         content = "".join(_read_part(part, f"{where}.content[{index}]") for index, part in enumerate(content))
     return check_text(content, f"{where}.content", may_be_empty=silent)
@@ -171,21 +184,21 @@ def _read_content(item: dict[str, Any], where: str, *, silent: bool) -> str:
 def _read_part(part: Any, where: str) -> str:
     if not isinstance(part, dict) or part.get("type") != "text":
         kind = part.get("type") if isinstance(part, dict) else part
-        raise BadColumn(f"{where} is of type {kind!r}", "only parts of type text can be trained on")
+        raise BadColumn(where, "not_text", f"is of type {kind!r}", "only parts of type text can be trained on")
     return check_text(part.get("text"), f"{where}.text", may_be_empty=True)
 
 
 def _read_calls(calls: Any, where: str) -> list[Any]:
     # OpenAI writes the arguments as a string of JSON, chat templates want the object.
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise BadColumn(f"{where} is not an array of objects", _CALLS_HINT)
+        raise BadColumn(where, "wrong_type", "is not an array of objects", _CALLS_HINT)
     return [_read_call(call, f"{where}[{index}]") for index, call in enumerate(calls)]
 
 
 def _read_call(call: dict[str, Any], where: str) -> dict[str, Any]:
     function = call.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise BadColumn(f"{where}.function.name is missing", _CALLS_HINT)
+        raise BadColumn(f"{where}.function.name", "missing", "is missing", _CALLS_HINT)
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         arguments = _loads(arguments, f"{where}.function.arguments", "not JSON", "write the arguments as JSON")
@@ -200,14 +213,14 @@ def read_sharegpt(value: Any, where: str) -> tuple[Message, ...]:
 
 def _read_turn(item: Any, where: str) -> Message:
     if not isinstance(item, dict):
-        raise BadColumn(f"{where} is {name_type(item)}, not an object", 'write {"from": …, "value": …}')
+        raise BadColumn(where, "wrong_type", f"is {name_type(item)}, not an object", 'write {"from": …, "value": …}')
     if "from" not in item and "role" in item:
         return _read_message(item, where)
     speaker = item.get("from")
     role = _SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
     if role is None:
         found = f"role {speaker!r} is not known" if "from" in item else "has no from"
-        raise BadColumn(f"{where} {found}", f"from is one of {', '.join(_SHAREGPT_ROLES)}")
+        raise BadColumn(where, "bad_role", found, f"from is one of {', '.join(_SHAREGPT_ROLES)}")
     return Message(role, check_text(item.get("value"), f"{where}.value"), trained=_read_weight(item, where))
 
 
@@ -215,8 +228,16 @@ def check_conversation(messages: tuple[Message, ...], where: str) -> tuple[Messa
     """Return `messages` if there is something in them to learn: an assistant's turn that is trained on."""
     if not any(message.role == "assistant" for message in messages):
         raise BadColumn(
-            f"{where} has no assistant turn, so there is nothing to learn", "add the answer, or remove the row"
+            where,
+            "nothing_to_learn",
+            "has no assistant turn, so there is nothing to learn",
+            "add the answer, or remove the row",
         )
     if not any(message.role == "assistant" and message.trained for message in messages):
-        raise BadColumn(f"{where}: every assistant turn has weight 0", "give one the weight 1, or remove the row")
+        raise BadColumn(
+            where,
+            "nothing_to_learn",
+            "holds nothing to learn: every assistant turn has weight 0",
+            "give one the weight 1, or remove the row",
+        )
     return messages

@@ -65,9 +65,14 @@ def _rows(source: Source, file: pq.ParquetFile) -> RawRows:
             if weight > source.limits.max_row_bytes:
                 yield number, source.long_row(number)
             elif isinstance(row, str):
-                yield number, source.bad_row(number, f"holds a value that cannot be read: {row}", "write it as text")
+                yield (
+                    number,
+                    source.bad_row(
+                        number, "unreadable", f"holds a value that cannot be read: {row}", "write it as text"
+                    ),
+                )
             elif strict_json.depth(row, source.limits.max_depth) > source.limits.max_depth:
-                yield number, source.bad_row(number, source.too_deep, FLATTER)
+                yield number, source.bad_row(number, "too_deep", source.too_deep, FLATTER)
             else:
                 yield number, row
 

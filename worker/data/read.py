@@ -31,7 +31,7 @@ ACCEPTED = "JSONL, JSON (an array of objects), CSV or Parquet"
 
 
 def read_rows(source: Source) -> RawRows:
-    """Yield (row number, columns) for each row of the file; an InvalidInput in place of a row that is broken.
+    """Yield (row number, columns) for each row of the file; a BadRows in place of a row that is broken.
 
     Raises:
         InvalidInput: the file as a whole cannot be read, or holds no row.

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from common.errors import InvalidInput, TooLarge
+from common.errors import BadRows, InvalidInput, RowProblem, TooLarge
 from worker.data.limits import Limits
 
-KEPT = 20
+# Problems that are kept, and those of them that are written out in the message.
+KEPT = 100
+WRITTEN = 20
 # A message is for people: what a file brings into it (a role, a name, a key) may be megabytes.
 _MESSAGE_CHARS = 600
 _STRETCH = 64
@@ -19,7 +21,7 @@ FEWER_COLUMNS = "keep the columns that are trained on"
 FLATTER = "write it flatter: a row needs messages, and messages need role and content"
 
 # A row is its number (counted from 1) and its columns, or what is wrong with it.
-RawRows = Iterator[tuple[int, "dict[str, Any] | InvalidInput"]]
+RawRows = Iterator[tuple[int, "dict[str, Any] | BadRows"]]
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,14 @@ class Source:
         """The same file with all its rows."""
         return replace(self, share=Share())
 
-    def bad_row(self, number: int, message: str, hint: str) -> InvalidInput:
-        """Return the error that row `number` is wrong, and what to do about it."""
-        return self._refusal(f"row {number}: {message}", "bad_row", hint)
+    def bad_row(self, number: int, code: str, message: str, hint: str, where: str | None = None) -> BadRows:
+        """Return the error that row `number` is wrong (in the column or turn `where`), and what to do about it."""
+        problem = RowProblem(self.param, number, where, code, _shown(message), hint)
+        return BadRows(problem.line, (problem,), 1, code="bad_row")
 
     def bad_file(self, message: str, hint: str) -> InvalidInput:
         """Return the error that the file as a whole cannot be read, and what to do about it."""
-        return self._refusal(message, "bad_dataset", hint)
-
-    def _refusal(self, message: str, code: str, hint: str) -> InvalidInput:
-        return InvalidInput(f"{self.param}: {_shown(message)}", code=code, param=self.param, hint=hint)
+        return InvalidInput(f"{self.param}: {_shown(message)}", code="bad_dataset", param=self.param, hint=hint)
 
     @property
     def too_many_columns(self) -> str:
@@ -89,10 +89,11 @@ class Source:
                 "split it, or ask the operator to raise TUNERY_MAX_ROWS",
             )
 
-    def long_row(self, number: int) -> InvalidInput:
+    def long_row(self, number: int) -> BadRows:
         """Return the error that row `number` is longer than allowed."""
         return self.bad_row(
             number,
+            "too_long",
             f"is longer than {self.limits.max_row_bytes:,} bytes",
             "shorten it, or ask the operator to raise TUNERY_MAX_ROW_BYTES; a JSONL file has one object per line",
         )
@@ -106,37 +107,33 @@ def _shown(message: str) -> str:
 
 
 class Problems:
-    """Collects what is wrong with the rows of a file: the first few in full, the rest as a number."""
+    """Collects what is wrong with the rows of a file: the first many in full, the rest as a number."""
 
     def __init__(self, kept: int = KEPT):
         self._kept = kept
-        self._noted: list[tuple[int, InvalidInput]] = []
+        self._noted: list[RowProblem] = []
         self.count = 0
 
     @property
-    def errors(self) -> list[InvalidInput]:
-        """The first few, in the order of their rows."""
-        return [error for _, error in self._noted]
+    def lines(self) -> list[str]:
+        """The first few as text, in the order of their rows."""
+        return [problem.line for problem in self._noted[:WRITTEN]]
 
-    def add(self, number: int, error: InvalidInput) -> None:
-        """Note that row `number` is bad."""
-        self.count += 1
-        if len(self._noted) < self._kept:
-            self._noted.append((number, error))
+    def add(self, error: BadRows) -> None:
+        """Note what is wrong with further rows."""
+        self.count += error.num_problems
+        self._noted += error.problems[: self._kept - len(self._noted)]
 
     def merge(self, other: Problems) -> None:
         """Take in what was found in other rows of the same file."""
         self.count += other.count
-        self._noted = sorted([*self._noted, *other._noted], key=lambda noted: noted[0])[: self._kept]
+        self._noted = sorted([*self._noted, *other._noted], key=lambda noted: noted.row)[: self._kept]
 
     def raise_any(self) -> None:
         """Raise one error that lists all that was noted, if anything was."""
-        errors = self.errors
-        if not errors:
+        if not self._noted:
             return
-        lines = [error.message for error in errors]
+        lines = self.lines
         if self.count > len(lines):
             lines.append(f"… and {self.count - len(lines):,} more bad rows")
-        first = errors[0]
-        code = first.code if self.count == 1 else "bad_rows"
-        raise InvalidInput("\n".join(lines), code=code, param=first.param, hint=first.hint)
+        raise BadRows("\n".join(lines), self._noted, self.count, code="bad_row" if self.count == 1 else "bad_rows")

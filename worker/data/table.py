@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from common.errors import InvalidInput
+from common.errors import BadRows, InvalidInput
 from worker.data.lines import bounded_lines, decode
 from worker.data.source import FEWER_COLUMNS, RawRows, Source
 
@@ -26,7 +26,12 @@ def read_csv(source: Source, delimiter: str = ",") -> RawRows:
             try:
                 values = next(rows, None)
             except csv.Error as error:
-                yield number, source.bad_row(number, f"broken CSV in line {rows.line_num}: {error}", "check the quotes")
+                yield (
+                    number,
+                    source.bad_row(
+                        number, "bad_csv", f"broken CSV in line {rows.line_num}: {error}", "check the quotes"
+                    ),
+                )
                 continue
             if values is None:
                 return
@@ -50,14 +55,14 @@ class _Lines:
 
     def __next__(self) -> str:
         number, offset, line = next(self._lines)
-        if isinstance(line, InvalidInput):
+        if isinstance(line, BadRows):
             raise self._too_long(f"line {number} is longer")
         self.held += len(line)
         if self.held > self._source.limits.max_row_bytes:
             raise self._too_long(f"the row that ends in or after line {number} is longer")
         try:
             return decode(self._source, number, offset, line)
-        except InvalidInput as error:
+        except BadRows as error:
             message = error.message.partition(": ")[2].replace("row ", "line ", 1)
             raise self._source.bad_file(message, error.hint or "") from error
 
@@ -80,9 +85,12 @@ def _header(source: Source, rows: Iterator[list[str]]) -> list[str]:
     return names
 
 
-def _csv_row(source: Source, number: int, header: list[str], values: list[str]) -> dict[str, Any] | InvalidInput:
+def _csv_row(source: Source, number: int, header: list[str], values: list[str]) -> dict[str, Any] | BadRows:
     if len(values) != len(header):
         return source.bad_row(
-            number, f"has {len(values)} fields where the header has {len(header)}", "quote fields that hold commas"
+            number,
+            "bad_csv",
+            f"has {len(values)} fields where the header has {len(header)}",
+            "quote fields that hold commas",
         )
     return dict(zip(header, values, strict=True))

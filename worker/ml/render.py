@@ -67,10 +67,10 @@ class Renderer:
                 plans.append((row, self._planner.plan(row)))
                 chars += len(plans[-1][1].text)
             except BadTurn as error:
-                failure = source.bad_row(row.number, str(error), error.hint)
+                failure = source.bad_row(row.number, "cannot_render", str(error), error.hint)
                 if problems is None:
                     raise failure from error
-                problems.add(row.number, failure)
+                problems.add(failure)
             if len(plans) == _BATCH or chars > BATCH_CHARS:
                 yield from self._encode(plans)
                 plans, chars = [], 0

@@ -8,14 +8,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from common.errors import BadRows, UserError
 from common.memory.fitting import NOMINAL_BYTES, BatchPlan, choose, read_rows, read_wish
 from common.memory.setup import read_setup
 from common.schedule import resolve_max_length
 from common.schemas.jobs import JobSpec
 from worker.data.limits import Limits
-from worker.data.source import Source
+from worker.data.source import Problems, Source
 from worker.ml.base_check import BaseFacts, base_check, check_forms
 from worker.ml.module_names import known_modules
 from worker.ml.options import settle
@@ -25,6 +26,9 @@ from worker.trainer import entry
 from worker.trainer.entry import parse_job
 from worker.trainer.forks import allowed_processes
 from worker.trainer.protocol import Message, TrainSpec
+
+if TYPE_CHECKING:
+    from worker.ml.parts import Part
 
 
 def check(folder: Path, spec: TrainSpec, processes: int = 1) -> dict[str, Any]:
@@ -38,7 +42,6 @@ def check(folder: Path, spec: TrainSpec, processes: int = 1) -> dict[str, Any]:
     from worker.ml.prompts import read_prompts
     from worker.ml.template import choose_template
     from worker.ml.tokenizer import load_tokenizer
-    from worker.trainer.counting import count
 
     job = parse_job(spec)
     facts = base_check(Path(spec.base.path), weights=False)
@@ -52,10 +55,9 @@ def check(folder: Path, spec: TrainSpec, processes: int = 1) -> dict[str, Any]:
     limits = Limits(**spec.limits)
     held_out = Source(folder / spec.validation_file, limits, "validation_dataset") if spec.validation_file else None
     train, validation = parts(job, Source(folder / spec.train_file, limits), held_out, tokenizer, max_length)
-    report = count(train, processes)
+    report = _count(train, validation, processes)
     highest = max(train.census.highest, int(tokenizer.pad_token_id or 0))
     if validation:
-        report["validation"] = count(validation, processes)
         highest = max(highest, validation.census.highest)
     if isinstance(job.sample_prompts, list):
         read_prompts(tokenizer, job.sample_prompts, facts, plain=train.census.plain)
@@ -66,6 +68,37 @@ def check(folder: Path, spec: TrainSpec, processes: int = 1) -> dict[str, Any]:
     report |= {"architecture": facts.architecture, "context": facts.context, "plain_chat_template": plain}
     report |= {"shape": facts.shape.as_dict()} if facts.shape else {}
     return report | _estimate(job, report, _plan(job, facts, report))
+
+
+def _count(train: Part, validation: Part | None, processes: int) -> dict[str, Any]:
+    """Return the report on both parts; the bad rows of two files are told together."""
+    from worker.trainer.counting import count
+
+    try:
+        report = count(train, processes)
+    except BadRows as first:
+        # A split's two parts are one file, whose rows have been read.
+        if validation is not None and validation.source.path != train.source.path:
+            _add_problems(first, validation, processes)
+        raise
+    if validation is not None:
+        report["validation"] = count(validation, processes)
+    return report
+
+
+def _add_problems(first: BadRows, validation: Part, processes: int) -> None:
+    """Raise what is wrong with the rows of both files, if any of the second is."""
+    from worker.trainer.counting import count
+
+    found = Problems()
+    found.add(first)
+    try:
+        count(validation, processes)
+    except BadRows as second:
+        found.add(second)
+        found.raise_any()
+    except UserError:
+        return  # told once the rows are mended
 
 
 def _check_adapter(job: JobSpec, facts: BaseFacts) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import sys
+from dataclasses import asdict
 
-from common.errors import TuneryError, UserError
+from common.errors import BadRows, TuneryError, UserError
 from worker.ml.checkpoint import BadCheckpoint
 from worker.trainer.protocol import (
     BAD_CHECKPOINT,
@@ -50,6 +51,9 @@ def classify(error: BaseException) -> tuple[int, Failed | None]:
     """Return the exit code for `error`, and what to tell the supervisor; None for a drain, which is no failure."""
     if isinstance(error, Drained):
         return DRAINED, None
+    if isinstance(error, BadRows):
+        problems = [asdict(problem) for problem in error.problems]
+        return BAD_INPUT, Failed(error.code, error.message, error.hint, error.param, problems, error.num_problems)
     if isinstance(error, UserError):
         return BAD_INPUT, Failed(error.code, error.message, error.hint, error.param)
     if isinstance(error, Diverged):

@@ -58,7 +58,7 @@ def preview(folder: Path, spec: TrainSpec, num_rows: int, offset: int) -> dict[s
         "max_length": max_length,
         "template": "plain" if plain else "base",
         "rows": shown,
-        "problems": [error.message for error in problems.errors],
+        "problems": problems.lines,
         "has_more": len(examples) > len(shown),
     }
 

@@ -201,13 +201,18 @@ class Result:
 
 @dataclass(frozen=True)
 class Failed:
-    """Why the child will exit with an error code; `code` is a stable word for programs."""
+    """Why the child will exit with an error code; `code` is a stable word for programs.
+
+    `problems` are the first of the `num_problems` rows that are wrong, as the fields of `RowProblem`.
+    """
 
     type: ClassVar[str] = "error"
     code: str
     message: str
     hint: str | None = None
     param: str | None = None
+    problems: list[dict[str, Any]] = field(default_factory=list)
+    num_problems: int = 0
 
 
 @dataclass(frozen=True)

@@ -221,7 +221,7 @@ def clock(session: Session) -> float:
 
 def failed_event(failure: Failure) -> Event:
     """Return the event of a job that ended in `failure`."""
-    return Event("job.failed", failure.message, "error", failure.shown())
+    return Event("job.failed", failure.message, "error", failure.told())
 
 
 def refuse_unless(session: Session, own: ColumnElement[bool], allowed: Sequence[str], verb: str) -> None:

@@ -43,6 +43,7 @@ class Failure:
     """Why a job failed; `kind` is user_error, infra, oom, diverged, device or crash.
 
     `attempts`: at which fault in a row, of whatever kind but crashes, this one ends the job; None: never.
+    `problems` are the first of the `num_problems` rows of a dataset that are wrong, as `RowProblem` shows them.
     """
 
     kind: str
@@ -51,9 +52,16 @@ class Failure:
     hint: str | None = None
     param: str | None = None
     attempts: int | None = None
+    problems: Sequence[dict[str, Any]] = ()
+    num_problems: int = 0
 
     def shown(self) -> dict[str, Any]:
         """Return what the job's record keeps."""
+        rows = {"problems": list(self.problems), "num_problems": self.num_problems} if self.problems else {}
+        return self.told() | rows
+
+    def told(self) -> dict[str, Any]:
+        """Return what an event keeps: all but the single rows."""
         return {"code": self.code, "message": self.message, "hint": self.hint, "param": self.param}
 
     def ends(self, num_faults: int) -> bool:

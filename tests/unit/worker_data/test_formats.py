@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.errors import InvalidInput
+from common.errors import BadRows, InvalidInput
 from worker.data.formats import parse_rows
 from worker.data.rows import Message, Row
 from worker.data.source import Problems, Source
@@ -27,8 +27,8 @@ def parse(folder: Path, *rows: Any, problems: Problems | None = None) -> list[Ro
     return list(parse_rows(Source(path), problems))
 
 
-def refusal(folder: Path, *rows: Any) -> InvalidInput:
-    with pytest.raises(InvalidInput) as caught:
+def refusal(folder: Path, *rows: Any) -> BadRows:
+    with pytest.raises(BadRows) as caught:
         parse(folder, *rows)
     assert caught.value.message.startswith("dataset: row ") and caught.value.code == "bad_row"
     return caught.value
@@ -189,6 +189,32 @@ def test_all_bad_rows_are_reported_together(tmp_path: Path):
     lines = caught.value.message.splitlines()
     assert lines[0] == "dataset: row 2: text is empty" and lines[-1] == "… and 10 more bad rows"
     assert len(lines) == 21 and caught.value.code == "bad_rows"
+    assert isinstance(caught.value, BadRows) and caught.value.num_problems == 30
+    assert [(each.row, each.field, each.code) for each in caught.value.problems] == [
+        (number, "text", "empty") for number in range(2, 32)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "code"),
+    [
+        ({"messages": [USER, {"role": "bot", "content": "a"}]}, "messages[1]", "bad_role"),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, "messages[1].content", "wrong_type"),
+        ({"messages": [USER, ANSWER | {"weight": 3}]}, "messages[1].weight", "bad_weight"),
+        ({"messages": [USER]}, "messages", "nothing_to_learn"),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "cat", "value": "b"}]},
+            "conversations[1]",
+            "bad_role",
+        ),
+        ({"prompt": [USER], "completion": "b"}, "completion", "wrong_type"),
+        ({"text": "a\x00"}, "text", "nul"),
+        ({"foo": "a"}, None, "unknown_columns"),
+    ],
+)
+def test_what_is_wrong_is_told_to_programs_too(tmp_path: Path, row: Any, field: str | None, code: str):
+    problem = refusal(tmp_path, row).problems[0]
+    assert (problem.param, problem.row, problem.field, problem.code) == ("dataset", 1, field, code)
 
 
 def test_one_bad_row_is_reported_as_itself(tmp_path: Path):

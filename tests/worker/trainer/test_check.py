@@ -53,6 +53,26 @@ def test_every_bad_row_is_listed(tmp_path: Path, base: Path):
     assert lines[-1] == "… and 6 more bad rows" and failed.param == "dataset" and failed.hint
 
 
+def test_every_bad_row_is_told_to_programs_too(tmp_path: Path, base: Path):
+    good = tiny.chat_rows(1)[0]
+    rows = [good, {"messages": [{"role": "wizard", "content": "a"}]}, *({"messages": []} for _ in range(150))]
+    code, failed = checked(tmp_path, base, rows, validation=[good, {"messages": 1}])
+    assert code == protocol.BAD_INPUT and isinstance(failed, Failed)
+    assert failed.num_problems == 152 and len(failed.problems) == 100
+    first = {name: failed.problems[0][name] for name in ("param", "row", "field", "code")}
+    assert first == {"param": "dataset", "row": 2, "field": "messages[0]", "code": "bad_role"}
+    assert failed.problems[99]["row"] == 101 and failed.message.endswith("… and 132 more bad rows")
+
+
+def test_bad_rows_of_both_files_are_told_together(tmp_path: Path, base: Path):
+    good = tiny.chat_rows(1)[0]
+    code, failed = checked(tmp_path, base, [good, {"messages": []}], validation=[good, good, {"messages": 1}])
+    assert code == protocol.BAD_INPUT and isinstance(failed, Failed) and failed.num_problems == 2
+    found = [(each["param"], each["row"], each["code"]) for each in failed.problems]
+    assert found == [("dataset", 2, "empty"), ("validation_dataset", 3, "wrong_type")]
+    assert "validation_dataset: row 3: messages is a number" in failed.message
+
+
 def test_a_bad_row_of_the_validation_file_is_named_as_such(tmp_path: Path, base: Path):
     code, failed = checked(tmp_path, base, validation=[{"messages": []}])
     assert code == protocol.BAD_INPUT and isinstance(failed, Failed)
