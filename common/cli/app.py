@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from common.cli import admin, chat, datasets, demo, doctor, jobs, keys, quota, servers, state, webhooks, workers
+from common.cli import (
+    admin,
+    chat,
+    datasets,
+    demo,
+    doctor,
+    jobs,
+    keys,
+    quota,
+    records,
+    servers,
+    state,
+    webhooks,
+    workers,
+)
 from common.cli.cancel import cancel
 from common.cli.download import download
 from common.cli.estimate import estimate
@@ -55,6 +69,7 @@ def options(
 
 _COMMANDS = (
     *(submit, estimate, jobs.ls, jobs.show, watch, logs, cancel, jobs.pause, jobs.resume, jobs.retry, export, download),
+    *(records.metrics, records.checkpoints, records.precision, records.rm),
     *(quota.reorder, quota.quota, workers.models),
     *(servers.up, servers.worker, servers.sweeper, serve, chat.chat, doctor.doctor, demo.demo),
 )

@@ -315,6 +315,35 @@ def test_datasets(peer: Peer, tunery, tmp_path: Path):
     assert json.loads(tunery("datasets", "list", "-o", "json").stdout)["data"][0]["name"] == "a.jsonl"
 
 
+def test_what_a_job_left(peer: Peer, tunery):
+    measured = [
+        a_metric(1, 10, loss=1.5, epoch=0.5),
+        a_metric(2, 20, loss=1.25),
+        a_metric(3, 20, "eval", eval_loss=1.3),
+    ]
+    peer.on("GET", "/jobs/job_1/metrics", says({"data": measured, "has_more": False, "next": 3}))
+    kept = {"step": 20, "attempt": 2, "bytes": 1500, "manifest_sha256": "a" * 64, "created_at": "2026-11-01T10:00:00Z"}
+    peer.on("GET", "/jobs/job_1/checkpoints", says({"data": [kept]}))
+    module = {"name": "lm_head", "class": "Linear", "dtype": "bfloat16", "bits": 16, "parameters": 8, "trained": 0}
+    sums = {"compute_dtype": "bfloat16", "adapter_dtype": "bfloat16", "parameters": {}, "bytes": {}}
+    peer.on("GET", "/jobs/job_1/precision", says(sums | {"modules": [module | {"status": "not_quantizable"}]}))
+    peer.on("DELETE", "/jobs/job_1", raw(b"", 204))
+    lines = [line.split() for line in tunery("metrics", "job_1").stdout.splitlines()]
+    assert lines == [["STEP", "LOSS", "EPOCH"], ["10", "1.5", "0.5"], ["20", "1.25"]]
+    train = json.loads(tunery("metrics", "job_1", "-o", "json").stdout)
+    assert train == {"step": [10, 20], "loss": [1.5, 1.25], "epoch": [0.5, None]}
+    assert "1.3" in tunery("metrics", "job_1", "--kind", "eval").stdout
+    assert tunery("metrics", "job_1", "--kind", "some").exit_code == 2
+    assert tunery("checkpoints", "job_1").stdout.splitlines()[1].split()[:4] == ["20", "2", "1.5", "kB"]
+    assert json.loads(tunery("checkpoints", "job_1", "-o", "json").stdout)["data"][0]["step"] == 20
+    assert tunery("precision", "job_1").stdout.splitlines()[1].split() == [
+        *("lm_head", "Linear", "bfloat16"),
+        *("16", "not_quantizable"),
+    ]
+    assert tunery("rm", "job_1").stdout == "removed: job_1\n"
+    assert len(peer.asked("DELETE", "/jobs/job_1")) == 1
+
+
 def test_models_and_workers(peer: Peer, tunery):
     peer.on("GET", "/base-models", says({"data": [{"id": "SmolLM2", "source": "folder", "bytes": 5}]}))
     peer.on("GET", "/workers", says({"data": [WORKER]}))
