@@ -15,7 +15,6 @@ from sqlalchemy import (
     ColumnElement,
     Select,
     SQLColumnExpression,
-    Subquery,
     Table,
     and_,
     case,
@@ -87,6 +86,7 @@ def positions() -> CTE:
         )
         .where(or_(placed.c.max_running.is_(None), placed.c.turn <= placed.c.max_running))
         .cte("positions")
+        .prefix_with("MATERIALIZED")
     )
 
 
@@ -137,7 +137,7 @@ def held_s(tenant: ColumnElement[str] | str, since: ColumnElement[float]) -> Col
     return func.coalesce(ended.scalar_subquery(), 0.0) + func.coalesce(running.scalar_subquery(), 0.0)
 
 
-def _tenants() -> Subquery:
+def _tenants() -> CTE:
     """Return the tenants whose jobs are queued: what they run and used, and their quotas."""
     waiting = select(jobs.c.tenant).where(jobs.c.status == "queued", waiting_status()).distinct().subquery("waiting")
     own = waiting.c.tenant
@@ -153,7 +153,9 @@ def _tenants() -> Subquery:
             quotas.c.max_gpu_hours,
         )
         .outerjoin(quotas, quotas.c.tenant == own)
-        .subquery("tenants")
+        .cte("tenants")
+        # Else SQLite sums a tenant's use anew for each of its jobs.
+        .prefix_with("MATERIALIZED")
     )
 
 
@@ -163,7 +165,7 @@ def _due() -> ColumnElement[bool]:
     )
 
 
-def _has_hours(of: Subquery) -> ColumnElement[bool]:
+def _has_hours(of: CTE) -> ColumnElement[bool]:
     return or_(of.c.max_gpu_hours.is_(None), of.c.month_s < of.c.max_gpu_hours * HOUR_S)
 
 

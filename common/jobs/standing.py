@@ -88,12 +88,13 @@ def _queued(session: Session, job: JobRow, now: float) -> Standing:
 def _up_to(session: Session, job: JobRow) -> Sequence[Row[Any]]:
     """Return the place of `job` and then those before it, the nearest first; nothing where it is not in line."""
     placed = line.positions()
+    # Not a join: SQLite would compare each place with each.
     own = placed.alias("own")
+    place = select(own.c.position).where(own.c.id == job.id).scalar_subquery()
     query = (
         select(placed.c.position, placed.c.tenant, placed.c.priority, placed.c.created_at, JobRow.base_id, _TOKENS)
-        .join(own, placed.c.position <= own.c.position)
         .join(JobRow, JobRow.id == placed.c.id)
-        .where(own.c.id == job.id)
+        .where(placed.c.position <= place)
         .order_by(placed.c.position.desc())
         .limit(_FORECAST_MAX + 1)
     )

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, insert
+from sqlalchemy import Engine, event, insert, update
 from sqlalchemy.orm import Session
 
 import migrations
@@ -171,3 +171,33 @@ def test_sqlite_has_an_index_for_it(full: Full, name: str, index: str):
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_postgres_reads_no_more_rows_than_it_shows(full: Full, name: str):
     assert rows_read(full.engine, WORK[name](full)) <= MOST
+
+
+def steps_taken(engine: Engine, work: Work) -> int:
+    """Return the thousands of steps that SQLite's machine takes for `work`, which no other program slows down."""
+    taken = 0
+
+    def count() -> None:
+        nonlocal taken
+        taken += 1
+
+    with Sessions(engine).read() as session:
+        raw = session.connection().connection.dbapi_connection
+        raw.set_progress_handler(count, 1000)
+        work(session)
+        raw.set_progress_handler(None, 0)
+        session.rollback()
+    return taken
+
+
+@pytest.mark.parametrize("name", ["claim", "position", "read"])
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_long_queue_costs_in_proportion(full: Full, name: str) -> None:
+    taken = []
+    for waiting in (300, 1500):
+        with full.engine.begin() as connection:
+            connection.execute(
+                update(JobRow.__table__).where(JobRow.id > full.ids[waiting]).values(status="queued", hold_until=0)
+            )
+        taken.append(steps_taken(full.engine, WORK[name](full)))
+    assert taken[1] < 10 * taken[0], taken
