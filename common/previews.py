@@ -104,6 +104,13 @@ def claim(session: Session, worker_id: str, spent: Mapping[str, int] = NOTHING) 
     return session.get(PreviewRow, preview_id, populate_existing=True)
 
 
+def num_free(session: Session, limit: int) -> int:
+    """Return how many questions nobody answers, up to `limit`: their bell was lost, or their worker."""
+    free = or_(PreviewRow.lease_expires_at.is_(None), PreviewRow.lease_expires_at < db_now())
+    waiting = (PreviewRow.state == WAITING, PreviewRow.expires_at > db_now())
+    return len(list(session.scalars(select(PreviewRow.id).where(*waiting, free).limit(limit))))
+
+
 def settle(session: Session, row: PreviewRow, state: str, result: dict[str, Any]) -> None:
     """Keep the answer of the worker that holds the lease; one of a lost lease is passed over."""
     kept_s = KEPT_S if state == READY else REFUSED_KEPT_S

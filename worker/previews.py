@@ -104,7 +104,12 @@ def _ask(context: Context, folder: Path, draining: threading.Event, row: Preview
     file = fetch.dataset(context, row.tenant, f"dataset:{asked.dataset}", folder, "train", alive)
     deadline += _CHILD_S
     wished = {"max_length": asked.max_length or "auto", "loss": asked.loss}
-    job = JobSpec(model=asked.model, dataset=f"dataset:{asked.dataset}", hyperparameters=wished)  # type: ignore[arg-type]
+    job = JobSpec(
+        model=asked.model,
+        dataset=f"dataset:{asked.dataset}",
+        hyperparameters=wished,  # type: ignore[arg-type]
+        chat_template=asked.chat_template,
+    )
     spec = TrainSpec(
         f"preview-{row.id}", row.attempts, job.model_dump(mode="json"),
         BaseRef(str(path.resolve()), base.id, base.revision), file.file, file.sha256, device="cpu",

@@ -153,6 +153,9 @@ def _waiting(session: Session) -> dict[str, int]:
         if status == "queued":
             due &= JobRow.hold_until <= db_now()
         num_idle = max(1, workers.num_idle(session, which))
-        if waiting := len(list(session.scalars(select(JobRow.id).where(due).limit(num_idle)))):
+        waiting = len(list(session.scalars(select(JobRow.id).where(due).limit(num_idle))))
+        if which == doorbell.PREFLIGHT and waiting < num_idle:
+            waiting += previews.num_free(session, num_idle - waiting)
+        if waiting:
             rings[which] = waiting
     return rings

@@ -19,8 +19,9 @@ from common import base_models, datasets, previews
 from common.context import Context
 from common.datasets import Content
 from common.errors import InfraError
+from common.keys import Caller
 from common.schemas.datasets import Dataset, DatasetList
-from common.schemas.previews import ROWS_MAX, Loss, Preview, PreviewAsked
+from common.schemas.previews import ROWS_MAX, Loss, Preview, PreviewAsked, PreviewOptions
 
 router = APIRouter(
     prefix="/datasets", tags=["datasets"], route_class=AuthenticatedRoute, dependencies=[Depends(bearer)]
@@ -28,6 +29,7 @@ router = APIRouter(
 
 _KNOWN: dict[int | str, dict[str, Any]] = {200: {"model": Dataset, "description": "The same file is there already."}}
 _WAITING: dict[int | str, dict[str, Any]] = {202: {"model": Preview, "description": "It is still being made."}}
+Wait = Annotated[int, Query(ge=0, le=60, description="Seconds to wait for a preflight worker's answer.")]
 # A preview takes seconds, and few people wait for one.
 _LOOK_S = 0.3
 _FORM_DOC: dict[str, Any] = {
@@ -86,13 +88,31 @@ async def preview_dataset(
     offset: Annotated[int, Query(ge=0, le=10_000_000, description="Rows to pass over.")] = 0,
     max_length: Annotated[int | None, Query(ge=8, le=1_048_576, description="As in a job's hyperparameters.")] = None,
     loss: Annotated[Loss, Query(description="As in a job's hyperparameters.")] = "auto",
-    wait: Annotated[int, Query(ge=0, le=60, description="Seconds to wait for a preflight worker's answer.")] = 20,
+    wait: Wait = 20,
 ) -> Preview:
     """Show rows as the model will see them: by its chat template, token by token, with those that carry loss.
 
     A preflight worker makes it. 202: it has not yet; the same call asks again, and is answered for ten minutes.
     """
     asked = PreviewAsked(dataset=dataset_id, model=model, rows=rows, offset=offset, max_length=max_length, loss=loss)
+    return await _preview(asked, wait, response, context, who)
+
+
+@router.post("/{dataset_id}/preview", responses=_WAITING | problem_answers(404, 429))
+async def preview_dataset_as_asked(
+    dataset_id: str,
+    body: PreviewOptions,
+    response: Response,
+    context: Installation,
+    who: WhoCalls,
+    wait: Wait = 20,
+) -> Preview:
+    """Show rows as the model will see them, also by a `chat_template` of the request, which no address has room for."""
+    asked = PreviewAsked(dataset=dataset_id, **body.model_dump())
+    return await _preview(asked, wait, response, context, who)
+
+
+async def _preview(asked: PreviewAsked, wait: int, response: Response, context: Context, who: Caller) -> Preview:
     preview_id = await run_in_threadpool(_ask_preview, context, who.tenant, asked)
     pauses = max(1, round(wait / _LOOK_S))
     for _ in range(pauses):

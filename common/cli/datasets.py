@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from common.cli import state
+from common.cli.job_options import ChatTemplate
 from common.cli.removing import remove_each
 
 app = typer.Typer(no_args_is_help=True, help="Upload datasets, list, preview and remove them.")
@@ -80,15 +81,19 @@ def preview(
     offset: Annotated[int, typer.Option(help="Rows to pass over.", min=0)] = 0,
     max_length: Annotated[int | None, typer.Option(help="As in a job's hyperparameters.", min=8)] = None,
     loss: Annotated[str, typer.Option(help="auto, all, completion or assistant.")] = "auto",
+    chat_template: ChatTemplate = None,
     output: state.Output = None,
 ) -> None:
     """Show rows as the model will see them; what is trained on stands out."""
     from common.cli import screen
     from common.cli.previewed import show
+    from common.client.requests import PreviewFields
 
     options = state.of(ctx)
+    template = None if chat_template is None else chat_template.read_text(encoding="utf-8")
+    asked = PreviewFields(rows=rows, offset=offset, max_length=max_length, loss=loss, chat_template=template)
     with options.connect() as client:
-        found = client.datasets.preview(dataset, model, rows=rows, offset=offset, max_length=max_length, loss=loss)
+        found = client.datasets.preview(dataset, model, **asked)
     if options.as_json:
         screen.as_json(found)
     else:

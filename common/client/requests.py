@@ -247,12 +247,17 @@ class PreviewFields(TypedDict, total=False):
     offset: int | None
     max_length: int | None
     loss: str | None
+    chat_template: str | None
 
 
 def preview_dataset(dataset: str | Dataset, model: str, fields: PreviewFields) -> Call[Preview]:
     """Return the question for rows as `model` will see them; takes an id or a URI."""
     name = dataset.id if isinstance(dataset, Dataset) else dataset.removeprefix("dataset:")
-    return get(f"/datasets/{segment(name)}/preview", Preview, model=model, wait=_LONG_POLL_S, **fields)
+    path = f"/datasets/{segment(name)}/preview"
+    if fields.get("chat_template") is None:
+        return get(path, Preview, model=model, wait=_LONG_POLL_S, **fields)
+    body = {"model": model} | {name: value for name, value in fields.items() if value is not None}
+    return Call("POST", path, Preview, params={"wait": _LONG_POLL_S}, json=body, repeatable=True)
 
 
 def list_base_models() -> Call[BaseModelList]:

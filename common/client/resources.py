@@ -75,7 +75,8 @@ class Datasets:
     def preview(
         self, dataset: str | Dataset, model: str, *, timeout_s: float = 300, **fields: Unpack[PreviewFields]
     ) -> Preview:
-        """Return rows as `model` will see them, token by token: `rows`, `offset`, `max_length` and `loss` choose.
+        """Return rows as `model` will see them, token by token: `rows`, `offset`, `max_length`, `loss` and
+        `chat_template` choose.
 
         Raises:
             InfraError: no preflight worker answered within `timeout_s`.

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from common.schemas.jobs import ChatTemplate
 from common.schemas.values import Strict
 
 ROWS_MAX = 20
@@ -15,15 +16,21 @@ TOKENS_MAX = 16_384
 Loss = Literal["auto", "all", "completion", "assistant"]
 
 
-class PreviewAsked(Strict):
-    """What a preview is asked of; `offset` rows that can be read are passed over."""
+class PreviewOptions(Strict):
+    """How rows are to be shown: `offset` rows that can be read are passed over, the rest is as in a job."""
 
-    dataset: str
     model: Annotated[str, Field(min_length=1, max_length=200)]
     rows: Annotated[int, Field(ge=1, le=ROWS_MAX)] = 5
     offset: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] | None = None
     loss: Loss = "auto"
+    chat_template: ChatTemplate | None = None
+
+
+class PreviewAsked(PreviewOptions):
+    """What a preview is asked of."""
+
+    dataset: str
 
 
 class PreviewToken(BaseModel):
@@ -55,7 +62,7 @@ class Preview(BaseModel):
     max_length: int | None = None
     loss: str
     offset: int
-    template: Literal["base", "plain"] | None = None
+    template: Literal["base", "plain", "request"] | None = None
     rows: list[PreviewedRow] = []
     problems: list[str] = []
     has_more: bool = False

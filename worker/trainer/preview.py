@@ -41,7 +41,8 @@ def preview(folder: Path, spec: TrainSpec, num_rows: int, offset: int) -> dict[s
     probe_config(Path(spec.base.path))
     tokenizer = load_tokenizer(Path(spec.base.path), facts.vocab_size)
     plain = any(choice.name == "template.defaulted" for choice in choose_template(tokenizer, job.chat_template))
-    probe_template(tokenizer)
+    given = job.chat_template is not None
+    probe_template(tokenizer, asked=given)
     source, problems = Source(folder / spec.train_file, Limits(**spec.limits)), Problems()
     wanted = islice(parse_rows(source, problems), offset, offset + num_rows + 1)
     renderer = Renderer(tokenizer, max_length, job.hyperparameters.loss)
@@ -56,7 +57,7 @@ def preview(folder: Path, spec: TrainSpec, num_rows: int, offset: int) -> dict[s
     return {
         "base_revision": spec.base.revision,
         "max_length": max_length,
-        "template": "plain" if plain else "base",
+        "template": "request" if given else "plain" if plain else "base",
         "rows": shown,
         "problems": problems.lines,
         "has_more": len(examples) > len(shown),
