@@ -87,7 +87,8 @@ def conclude(job: Job, as_json: bool) -> None:
 
     console = screen.stderr()
     if job.error is not None:
-        console.print(f"error: {screen.sentence(job.error.message)}", style="red")
+        # One line for each bad row.
+        console.print(f"error: {screen.paragraph(job.error.message)}", style="red")
         if job.error.hint:
             console.print(f"hint: {screen.sentence(job.error.hint)}")
     elif job.status == "succeeded" and not as_json:

@@ -246,6 +246,18 @@ def test_the_exit_code_of_watch_is_the_jobs_result(peer: Peer, tunery, status, c
     assert ("tunery download job_1" in done.stdout) == (status == "succeeded")
 
 
+def test_each_bad_row_has_its_line(peer: Peer, tunery):
+    error = {
+        "code": "bad_rows",
+        "message": "dataset: row 1: is\x1b empty\ndataset: row 3: is empty",
+        "hint": "fill it in",
+    }
+    peer.on("GET", "/jobs/job_1", says(a_job()))
+    peer.on("GET", "/jobs/job_1/events", stream(("job", None, a_job(status="failed", error=error))))
+    lines = tunery("watch", "job_1").stderr.splitlines()
+    assert lines[:3] == ["error: dataset: row 1: is  empty", "dataset: row 3: is empty", "hint: fill it in"]
+
+
 def test_submit_and_watch_as_json(peer: Peer, tunery):
     peer.on("POST", "/jobs", says(a_job(), 201))
     peer.on("GET", "/jobs/job_1", says(a_job()))
