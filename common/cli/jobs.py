@@ -197,4 +197,4 @@ def _options(group: Any) -> str | None:
 def _moment(moment: Any) -> str | None:
     from common.cli import screen
 
-    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S %Z} ({screen.ago(moment)})" if moment else None
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S %Z} ({screen.away(moment)})" if moment else None

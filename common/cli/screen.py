@@ -177,6 +177,12 @@ def ago(moment: datetime | None) -> str:
     return f"{seconds:.0f}s ago"
 
 
+def away(moment: datetime) -> str:
+    """Return how far away a moment is: 5m ago, or in 2:00:00."""
+    left = (moment - datetime.now(UTC)).total_seconds()
+    return f"in {duration(left)}" if left >= 1 else ago(moment)
+
+
 def result(value: BaseModel | Any, as_json_wanted: bool, show: Callable[[Any], None]) -> None:
     """Print a result in the form that was asked for."""
     if as_json_wanted:

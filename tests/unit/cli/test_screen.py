@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,6 +13,7 @@ from common.cli import screen
 from common.cli.jobs import _columns
 from common.schemas.jobs import JobRead
 from tests.unit.client.conftest import a_job
+from tests.unit.client.peer import Peer, says, stream
 
 LONG = "an-organisation-with-a-name/a-model-whose-name-is-longer-than-anything-8B-Instruct"
 
@@ -62,3 +64,19 @@ def test_numbers_for_people():
     spans = [screen.ago(now - timedelta(seconds=s)) for s in (5, 300, 10_800, 1_036_800, -5)]
     assert spans == ["5s ago", "5m ago", "3h ago", "12d ago", "0s ago"]
     assert screen.ago(None) == ""
+
+
+def test_moments_that_come_and_those_that_were():
+    now = datetime.now(UTC)
+    assert screen.away(now - timedelta(minutes=5)) == "5m ago"
+    assert re.fullmatch(r"in (2:00:00|1:59:\d\d)", screen.away(now + timedelta(hours=2)))
+
+
+def test_each_row_that_is_wrong_has_its_line(peer: Peer, tunery):
+    error = {"code": "invalid_dataset", "message": "row 1: broken\nrow 3: \x1b[31mempty", "hint": None}
+    failed = a_job(status="failed", error=error)
+    peer.on("GET", "/jobs/job_1", says(failed))
+    peer.on("GET", "/jobs/job_1/events", stream(("job", None, failed)))
+    done = tunery("watch", "job_1")
+    assert done.exit_code == 1
+    assert done.stderr.splitlines() == ["error: row 1: broken", "row 3:  [31mempty"]
