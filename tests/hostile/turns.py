@@ -75,7 +75,7 @@ ROLES = [
     chat("no role", "messages[0] has no role", {"content": "a"}),
     chat("no content", "messages[0] has no content", {"role": "user"}, ANSWER),
     chat("no answer", "messages has no assistant turn", USER),
-    chat("no answer that counts", "every assistant turn has weight 0", USER, ANSWER | {"weight": 0}),
+    chat("no answer that counts", "messages holds nothing to learn", USER, ANSWER | {"weight": 0}),
     chat("an empty answer", "messages[1].content is empty", USER, ANSWER | {"content": ""}),
     chat("an answer of blanks", "messages[1].content is empty", USER, ANSWER | {"content": " \n\u00a0"}),
     chat("an empty question", "messages[0].content is empty", USER | {"content": ""}, ANSWER),
