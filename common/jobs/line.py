@@ -130,6 +130,8 @@ def num_running(tenant: ColumnElement[str] | str) -> ColumnElement[int]:
 def held_s(tenant: ColumnElement[str] | str, since: ColumnElement[float]) -> ColumnElement[float]:
     """Return the seconds after `since` in which workers held jobs of a tenant, those that run included, as SQL."""
     runs = jobs.alias()
+    # Asked for once: Postgres looks up no index by a clock that it would have to read for each row.
+    since = select(since.label("since")).scalar_subquery()
     ended = select(func.sum(usage.c.ended_at - _later(usage.c.started_at, since)))
     ended = ended.where(usage.c.tenant == tenant, usage.c.ended_at > since)
     running = select(func.sum(db_now() - _later(func.coalesce(runs.c.claimed_at, db_now()), since)))

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 import migrations
 from common.clock import moment
 from common.db.engine import Sessions, make_engine
-from common.db.rows import JobRow, LabelRow
+from common.db.rows import JobRow, LabelRow, UsageRow
 from common.ids import before_all
 from common.jobs import forecast, lifecycle, line, queries, standing
 from common.jobs.selection import Selection
@@ -55,8 +55,14 @@ def full(database_url: str) -> Iterator[Full]:
         for value in ("all", "rare")
         if value == "all" or number % 100 == 2
     ]
+    usage = [
+        {"job_id": ids[number], "epoch": 1, "tenant": f"t{number % 3}", "started_at": now - 3600 * number - 60,
+         "ended_at": now - 3600 * number}
+        for number in range(2, JOBS)
+    ]  # fmt: skip
     with made.begin() as connection:
         connection.execute(insert(JobRow.__table__), rows)
+        connection.execute(insert(UsageRow.__table__), usage)
         connection.execute(insert(LabelRow.__table__), labels)
     if made.dialect.name == "postgresql":
         with made.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
