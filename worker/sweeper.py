@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from common import previews, workers
 from common.audit import collect
 from common.context import Context
-from common.db.engine import db_now
+from common.db.engine import before, db_now
 from common.db.rows import IdempotencyRow, JobRow, LeaderRow, UsageRow
 from common.errors import InfraError
 from common.expiry import remove_expired
@@ -115,9 +115,9 @@ class Sweeper:
         with self._context.write() as session:
             workers.forget_silent(session)
             previews.forget(session)
-            session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < db_now() - IDEMPOTENCY_S))
+            session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < before(IDEMPOTENCY_S)))
             outbox.forget(session)
-            session.execute(delete(UsageRow).where(UsageRow.ended_at < db_now() - USAGE_S))
+            session.execute(delete(UsageRow).where(UsageRow.ended_at < before(USAGE_S)))
 
     def _remove_expired(self) -> None:
         try:

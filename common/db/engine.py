@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Double, Engine, create_engine, event
+from sqlalchemy import Connection, Double, Engine, ScalarSelect, create_engine, event, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.sql.functions import FunctionElement
@@ -38,6 +38,14 @@ def _now_postgres(_element: db_now, _compiler: Any, **_: Any) -> str:
 def _now_sqlite(_element: db_now, _compiler: Any, **_: Any) -> str:
     # Not unixepoch('subsec'), which needs SQLite 3.42; this one is exact to the millisecond as well.
     return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+def before(seconds: float) -> ScalarSelect[float]:
+    """Return the moment so many seconds ago, asked for once in a statement.
+
+    Postgres looks up no index by a clock that it would have to read for each row.
+    """
+    return select((db_now() - seconds).label("moment")).scalar_subquery()
 
 
 class db_month(FunctionElement[float]):

@@ -140,7 +140,10 @@ class UsageRow(Base):
     started_at: Mapped[float]
     ended_at: Mapped[float]
 
-    __table_args__ = (Index("usage_by_tenant", "tenant", "ended_at", "started_at"),)
+    __table_args__ = (
+        Index("usage_by_tenant", "tenant", "ended_at", "started_at"),
+        Index("usage_by_age", "ended_at"),
+    )
 
 
 class QuotaRow(Base):
@@ -329,6 +332,8 @@ class IdempotencyRow(Base):
     body_sha256: Mapped[str] = mapped_column(String(64))
     job_id: Mapped[str] = mapped_column(Id, ForeignKey("jobs.id", ondelete="CASCADE"))
     created_at: Mapped[float]
+
+    __table_args__ = (Index("idempotency_by_age", "created_at"),)
 
 
 class PreviewRow(Base):

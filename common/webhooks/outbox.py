@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Table, delete, func, insert, or_, select, 
 from sqlalchemy.orm import Session
 
 from common.clock import moment
-from common.db.engine import db_now
+from common.db.engine import before, db_now
 from common.db.rows import DeliveryRow, JobRow, WebhookRow
 from common.ids import new_id
 from common.schemas.webhooks import PING
@@ -192,4 +192,4 @@ def _taken_since(session: Session, webhook_id: str, since: float) -> bool:
 
 def forget(session: Session) -> None:
     """Remove deliveries that ended long ago."""
-    session.execute(delete(_outbox).where(_outbox.c.ended_at < db_now() - KEPT_S))
+    session.execute(delete(_outbox).where(_outbox.c.ended_at < before(KEPT_S)))

@@ -1,4 +1,4 @@
-"""Indexes by which jobs are found by label and by model, and one that sums a tenant's use without its rows"""
+"""Indexes by which jobs are found by label and model, a tenant's use is summed, and what is old is forgotten"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -31,9 +31,13 @@ def upgrade() -> None:
     op.create_index("jobs_by_tenant_model", "jobs", ["tenant", "model", "id"])
     op.drop_index("usage_by_tenant", "usage")
     op.create_index("usage_by_tenant", "usage", ["tenant", "ended_at", "started_at"])
+    op.create_index("usage_by_age", "usage", ["ended_at"])
+    op.create_index("idempotency_by_age", "idempotency_keys", ["created_at"])
 
 
 def downgrade() -> None:
+    op.drop_index("idempotency_by_age", "idempotency_keys")
+    op.drop_index("usage_by_age", "usage")
     op.drop_index("usage_by_tenant", "usage")
     op.create_index("usage_by_tenant", "usage", ["tenant", "ended_at"])
     op.drop_index("jobs_by_tenant_model", "jobs")

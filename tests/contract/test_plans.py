@@ -10,13 +10,13 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, insert, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine, delete, event, insert, update
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 import migrations
 from common.clock import moment
-from common.db.engine import Sessions, make_engine
-from common.db.rows import JobRow, LabelRow, UsageRow
+from common.db.engine import Sessions, before, make_engine
+from common.db.rows import DeliveryRow, IdempotencyRow, JobRow, LabelRow, UsageRow
 from common.ids import before_all
 from common.jobs import forecast, lifecycle, line, queries, standing
 from common.jobs.selection import Selection
@@ -177,6 +177,20 @@ def test_sqlite_has_an_index_for_it(full: Full, name: str, index: str):
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_postgres_reads_no_more_rows_than_it_shows(full: Full, name: str):
     assert rows_read(full.engine, WORK[name](full)) <= MOST
+
+
+@pytest.mark.parametrize("row", [UsageRow.ended_at, IdempotencyRow.created_at, DeliveryRow.ended_at], ids=str)
+@pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
+def test_what_is_old_is_looked_up_by_its_age(full: Full, row: InstrumentedAttribute[float]):
+    query = delete(row.class_).where(row < before(DAY_S))
+    query = query.compile(full.engine, compile_kwargs={"literal_binds": True})  # type: ignore[assignment]
+    with full.engine.connect() as connection:
+        if full.engine.dialect.name == "postgresql":
+            # Tables that are all but empty are scanned whatever index they have.
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        explain = "EXPLAIN QUERY PLAN" if full.engine.dialect.name == "sqlite" else "EXPLAIN"
+        plan = str(connection.exec_driver_sql(f"{explain} {query}").all())
+    assert "Index Cond: " in plan or f"({row.key}<?)" in plan, plan
 
 
 def steps_taken(engine: Engine, work: Work) -> int:
