@@ -26,6 +26,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "PATCH /webhooks/{webhook_id}": {"json": {"enabled": False}},
     "POST /jobs/{job_id}/export": {"json": {}},
     "GET /datasets/{dataset_id}/preview": {"params": {"model": "tiny-base"}},
+    "POST /datasets/{dataset_id}/preview": {"json": {"model": "tiny-base"}},
     "POST /v1/uploads/{upload_id}/parts": {"files": {"data": ("a", b"x")}},
     "POST /v1/uploads/{upload_id}/complete": {"json": {"part_ids": ["p"]}},
 }

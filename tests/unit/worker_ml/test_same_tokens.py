@@ -110,7 +110,7 @@ def odd_rows(source: random.Random, count: int) -> list[Row]:
 def rendered(tokenizer: Any, rows: list[Row], loss: Asked, max_length: int) -> tuple[list[Example], list[str]]:
     problems = Problems(kept=len(rows))
     examples = list(Renderer(tokenizer, max_length, loss).render(SOURCE, rows, problems))
-    return examples, [error.message for error in problems.errors]
+    return examples, problems.lines
 
 
 @pytest.mark.parametrize("template", list(templates.ALL))

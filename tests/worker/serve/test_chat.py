@@ -100,7 +100,7 @@ def test_a_conversation_remembers_what_was_said(
 def test_what_cannot_be_answered_ends_no_conversation(
     server: Server, jobs: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    long, longer = sentence(0, 120), sentence(0, 1000)
+    long, longer = sentence(0, 120), sentence(0, 300)
     type_in(monkeypatch, long, longer, long)
     with server.client() as client:
         Talk(asking.Asker(client, {"max_tokens": 12, "temperature": 0}), [jobs["a"]], None, False).go_on()
