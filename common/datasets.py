@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from common.clock import moment
 from common.context import Context
-from common.db.engine import db_now
+from common.db.engine import clock, db_now
 from common.db.locks import lock
 from common.db.rows import DatasetRow, JobRow
 from common.errors import InvalidInput, NotFound, WrongState
@@ -93,7 +93,7 @@ def _stored(context: Context, key: str) -> bool:
 
 
 def _insert(session: Session, tenant: str, key: str, content: Content) -> tuple[DatasetRow, bool]:
-    now = float(session.scalar(select(db_now())) or 0.0)
+    now = clock(session)
     until = None if content.lasts_s is None else now + content.lasts_s
     same = select(DatasetRow).where(DatasetRow.tenant == tenant, DatasetRow.key == key, DatasetRow.name == content.name)
     found = session.scalar(same.limit(1))

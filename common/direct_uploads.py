@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from common import datasets, upload_rows
 from common.context import Context
 from common.datasets import Content
-from common.db.engine import db_now
+from common.db.engine import clock, db_now
 from common.db.locks import lock
 from common.db.rows import DatasetRow, UploadRow
 from common.errors import InfraError, InvalidInput, NotFound, WrongState
@@ -108,7 +108,7 @@ def _new(context: Context, tenant: str, content: Content) -> UploadRow:
 
 
 def _insert(context: Context, session: Session, row: UploadRow) -> None:
-    row.created_at = upload_rows.now(session)
+    row.created_at = clock(session)
     row.expires_at = row.created_at + context.settings.upload_idle_s
     session.add(row)
     session.flush()
@@ -127,7 +127,7 @@ def _resume(context: Context, session: Session, tenant: str, content: Content) -
 
 
 def _touch(context: Context, session: Session, row: UploadRow) -> None:
-    row.expires_at = upload_rows.now(session) + context.settings.upload_idle_s
+    row.expires_at = clock(session) + context.settings.upload_idle_s
 
 
 def read(context: Context, tenant: str, upload_id: str) -> Standing:

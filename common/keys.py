@@ -12,7 +12,7 @@ from pathlib import Path
 from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
-from common.db.engine import db_now
+from common.db.engine import clock, db_now
 from common.db.rows import ApiKeyRow
 from common.errors import InvalidInput, NotFound, Unauthenticated
 from common.ids import new_id
@@ -48,7 +48,7 @@ def create(session: Session, *, name: str, tenant: str, admin: bool = False) -> 
         hint=f"{key[:8]}…",
         sha256=_hash(key),
         admin=admin,
-        created_at=session.scalar(select(db_now())),
+        created_at=clock(session),
     )
     session.add(row)
     session.flush()
@@ -106,7 +106,7 @@ def revoke(session: Session, tenant: str, key_id: str) -> ApiKeyRow:
     if row is None:
         raise NotFound("there is no such key", param="id", hint="GET /keys lists them.")
     if row.revoked_at is None:
-        row.revoked_at = session.scalar(select(db_now()))
+        row.revoked_at = clock(session)
         session.flush()
     return row
 

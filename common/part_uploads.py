@@ -18,12 +18,13 @@ from sqlalchemy.orm import Session
 from common import datasets
 from common.context import Context
 from common.datasets import Content
+from common.db.engine import clock
 from common.db.rows import DatasetRow, UploadPartRow, UploadRow
 from common.errors import InvalidInput
 from common.ids import new_id
 from common.storage import keys
 from common.storage.store import Store
-from common.upload_rows import CANCELLED, COMPLETED, PENDING, found, now, over, own, pending
+from common.upload_rows import CANCELLED, COMPLETED, PENDING, found, over, own, pending
 
 LASTS_S = 3600
 PART_BYTES_MAX = 64 * 2**20
@@ -31,7 +32,7 @@ PART_BYTES_MAX = 64 * 2**20
 
 def create(session: Session, tenant: str, *, name: str, num_bytes: int, lasts_s: int | None) -> UploadRow:
     """Insert an upload that waits for its parts."""
-    began = now(session)
+    began = clock(session)
     row = UploadRow(
         id=new_id("upload"),
         tenant=tenant,
@@ -67,7 +68,7 @@ def add_part(context: Context, tenant: str, upload_id: str, path: Path) -> Uploa
         # Clients send a part again whose answer was lost, so there may be more than the whole needs.
         if there + num_bytes > 2 * upload.bytes + PART_BYTES_MAX:
             raise InvalidInput(f"data: {upload.bytes} bytes were announced, and this is far more", param="data")
-        row = UploadPartRow(id=part_id, upload_id=upload_id, key=key, bytes=num_bytes, created_at=now(session))
+        row = UploadPartRow(id=part_id, upload_id=upload_id, key=key, bytes=num_bytes, created_at=clock(session))
         session.add(row)
     return row
 

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from common.db.engine import db_now
+from common.db.engine import clock, db_now
 from common.db.locks import lock
 from common.db.rows import PreviewRow
 from common.errors import InfraError, InvalidInput, OverQuota
@@ -41,7 +41,7 @@ def ask(session: Session, tenant: str, asked: PreviewAsked) -> str:
     preview_id = hashlib.sha256(json.dumps([tenant, values], sort_keys=True).encode()).hexdigest()
     lock(session, f"preview {preview_id}")
     row = session.get(PreviewRow, preview_id)
-    now = float(session.scalar(select(db_now())) or 0.0)
+    now = clock(session)
     if row is not None and row.expires_at > now:
         return preview_id
     if row is not None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Select, select
+from sqlalchemy import ColumnElement, Select, select
 from sqlalchemy.orm import Session
 
 from common.context import Context
-from common.db.engine import db_now
+from common.db.engine import clock, db_now
 from common.db.rows import UploadRow
 from common.errors import InvalidInput, NotFound, WrongState
 from common.settings import Settings
@@ -25,15 +25,9 @@ def check_size(settings: Settings, num_bytes: int) -> None:
         )
 
 
-def now(session: Session) -> float:
-    """Return the time by the database's clock."""
-    return float(session.scalar(select(db_now())) or 0.0)
-
-
 def own(tenant: str, upload_id: str, *, direct: bool) -> Select[UploadRow]:
     """Return the query for an upload of one kind: `direct` ones have their parts in the store itself."""
-    kind = UploadRow.sha256.is_not(None) if direct else UploadRow.sha256.is_(None)
-    return select(UploadRow).where(UploadRow.tenant == tenant, UploadRow.id == upload_id, kind)
+    return select(UploadRow).where(UploadRow.tenant == tenant, UploadRow.id == upload_id, _kind(direct))
 
 
 def found(session: Session, query: Select[UploadRow]) -> UploadRow:
@@ -46,7 +40,7 @@ def found(session: Session, query: Select[UploadRow]) -> UploadRow:
 
 def state_of(session: Session, row: UploadRow) -> str:
     """Return the state of an upload now: one that waits for parts ends by itself."""
-    return EXPIRED if row.state == PENDING and row.expires_at < now(session) else row.state
+    return EXPIRED if row.state == PENDING and row.expires_at < clock(session) else row.state
 
 
 def pending(session: Session, query: Select[UploadRow]) -> UploadRow:
@@ -60,6 +54,9 @@ def pending(session: Session, query: Select[UploadRow]) -> UploadRow:
 
 def over(context: Context, *, direct: bool) -> list[str]:
     """Return the ids of the uploads of one kind whose time is over."""
-    kind = UploadRow.sha256.is_not(None) if direct else UploadRow.sha256.is_(None)
     with context.read() as session:
-        return list(session.scalars(select(UploadRow.id).where(UploadRow.expires_at < db_now(), kind)))
+        return list(session.scalars(select(UploadRow.id).where(UploadRow.expires_at < db_now(), _kind(direct))))
+
+
+def _kind(direct: bool) -> ColumnElement[bool]:
+    return UploadRow.sha256.is_not(None) if direct else UploadRow.sha256.is_(None)

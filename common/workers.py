@@ -8,7 +8,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from common.clock import moment
-from common.db.engine import db_now
+from common.db.engine import clock, db_now
 from common.db.rows import WorkerRow
 from common.errors import NotFound
 from common.schemas.workers import Worker
@@ -42,7 +42,7 @@ def beat(session: Session, report: Beat) -> str:
     ).scalar_one_or_none()
     if changed is not None:
         return changed
-    now = session.scalar(select(db_now()))
+    now = clock(session)
     session.add(WorkerRow(**vars(report), desired="run", started_at=now, heartbeat_at=now))
     return "run"
 

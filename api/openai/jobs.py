@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.auth import AuthenticatedRoute, bearer
@@ -18,7 +17,7 @@ from api.openai.job_create import JobCreate, asked, openai_words
 from api.openai.job_objects import CheckpointPage, EventPage, FineTuningJob, FineTuningJobPage
 from api.openai.values import After, ends
 from common import files, submission
-from common.db.engine import db_now
+from common.db.engine import clock
 from common.db.rows import JobRow
 from common.jobs import lifecycle, queries
 from common.jobs.selection import Selection
@@ -124,5 +123,5 @@ def _shown(session: Session, who: Caller, job_id: str) -> FineTuningJob:
 
 def _all_shown(session: Session, rows: Sequence[JobRow]) -> list[FineTuningJob]:
     measured = files.with_results(session, [row.id for row in rows])
-    now = session.scalar(select(db_now())) or 0.0
+    now = clock(session)
     return [job_objects.shown(row, has_results=row.id in measured, now=now) for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
@@ -112,12 +113,12 @@ async def read_job(
 
     `Retry-After` says when a job that has not ended is worth another look.
     """
-    job, version = await run_in_threadpool(_look, context, who.tenant, job_id)
+    job, version = await run_in_threadpool(_look, context, who, job_id)
     if wait and job.status not in states.TERMINAL and unchanged(job, version, if_none_match, default=True):
         watcher: Watcher = request.app.state.watcher
         with watcher.subscribe(job_id, version) as subscription:
             await subscription.wait(wait)
-        job, version = await run_in_threadpool(_look_again, context, who, job_id)
+        job, version = await run_in_threadpool(partial(_look, again=True), context, who, job_id)
     headers = {"ETag": tag(job, version), "Cache-Control": "no-cache"}
     if (again_s := retry_after_s(job)) is not None:
         headers["Retry-After"] = str(again_s)
@@ -127,16 +128,12 @@ async def read_job(
     return job
 
 
-def _look(context: Context, tenant: str, job_id: str) -> tuple[JobRead, int]:
+def _look(context: Context, who: Caller, job_id: str, *, again: bool = False) -> tuple[JobRead, int]:
     with context.read() as session:
-        row = queries.row(session, tenant, job_id)
+        if again:  # the key may have been revoked meanwhile
+            keys.check(session, who)
+        row = queries.row(session, who.tenant, job_id)
         return standing.told(session, row), row.version
-
-
-def _look_again(context: Context, who: Caller, job_id: str) -> tuple[JobRead, int]:
-    with context.read() as session:
-        keys.check(session, who)
-    return _look(context, who.tenant, job_id)
 
 
 @router.patch("/{job_id}", responses=problem_answers(404, 409, 415))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Double, Engine, ScalarSelect, create_engine, event, select
+from sqlalchemy import ColumnElement, Connection, Double, Engine, ScalarSelect, create_engine, event, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.sql.functions import FunctionElement
@@ -40,12 +40,22 @@ def _now_sqlite(_element: db_now, _compiler: Any, **_: Any) -> str:
     return "((julianday('now') - 2440587.5) * 86400.0)"
 
 
-def before(seconds: float) -> ScalarSelect[float]:
-    """Return the moment so many seconds ago, asked for once in a statement.
+def clock(session: Session) -> float:
+    """Return the database's present time in seconds since the epoch."""
+    return float(session.scalar(select(db_now())) or 0.0)
+
+
+def once(moment: ColumnElement[float]) -> ScalarSelect[float]:
+    """Return a moment by the database's clock that a statement asks for once.
 
     Postgres looks up no index by a clock that it would have to read for each row.
     """
-    return select((db_now() - seconds).label("moment")).scalar_subquery()
+    return select(moment.label("moment")).scalar_subquery()
+
+
+def before(seconds: float) -> ScalarSelect[float]:
+    """Return the moment so many seconds ago, asked for once in a statement."""
+    return once(db_now() - seconds)
 
 
 class db_month(FunctionElement[float]):

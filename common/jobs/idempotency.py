@@ -15,7 +15,7 @@ from functools import cached_property
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from common.db.engine import db_now
+from common.db.engine import clock, db_now
 from common.db.locks import lock
 from common.db.rows import IdempotencyRow, JobRow
 from common.errors import WrongState
@@ -92,7 +92,7 @@ def remember(session: Session, create: Create, job_id: str) -> None:
             key=create.name,
             body_sha256=create.digest,
             job_id=job_id,
-            created_at=session.scalar(select(db_now())),
+            created_at=clock(session),
         )
     )
     session.flush()

@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from common.db.engine import db_month, db_now
+from common.db.engine import db_month, db_now, once
 from common.db.rows import JobRow, QuotaRow, UsageRow
 
 # Use of workers counts towards a tenant's share for so long.
@@ -130,8 +130,7 @@ def num_running(tenant: ColumnElement[str] | str) -> ColumnElement[int]:
 def held_s(tenant: ColumnElement[str] | str, since: ColumnElement[float]) -> ColumnElement[float]:
     """Return the seconds after `since` in which workers held jobs of a tenant, those that run included, as SQL."""
     runs = jobs.alias()
-    # Asked for once: Postgres looks up no index by a clock that it would have to read for each row.
-    since = select(since.label("since")).scalar_subquery()
+    since = once(since)
     ended = select(func.sum(usage.c.ended_at - _later(usage.c.started_at, since)))
     ended = ended.where(usage.c.tenant == tenant, usage.c.ended_at > since)
     running = select(func.sum(db_now() - _later(func.coalesce(runs.c.claimed_at, db_now()), since)))

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from common import workers
 from common.clock import moment
-from common.db.engine import db_month, db_now
+from common.db.engine import clock, db_month, db_now
 from common.db.rows import JobRow, WorkerRow
 from common.jobs import doorbell, forecast, line, quotas
 from common.jobs.queries import shown
@@ -49,7 +49,7 @@ def of(session: Session, job: JobRow) -> Standing:
         return Standing(waits_for=WaitsFor(code="paused", message="it is paused; resume lets it go on"))
     if job.status not in ("validating", "queued"):
         return Standing()
-    now = session.scalar(select(db_now())) or 0.0
+    now = clock(session)
     if job.not_before > now:
         message = "what it needed was away or broke; it is tried again"
         return Standing(waits_for=_until("retry_pause", message, job.not_before))

@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Table, delete, func, insert, or_, select, 
 from sqlalchemy.orm import Session
 
 from common.clock import moment
-from common.db.engine import before, db_now
+from common.db.engine import before, clock, db_now
 from common.db.rows import DeliveryRow, JobRow, WebhookRow
 from common.ids import new_id
 from common.schemas.webhooks import PING
@@ -101,7 +101,7 @@ def ping(session: Session, webhook_id: str) -> str:
 
 
 def _insert(session: Session, webhook_id: str, told: str, facts: dict[str, Any], job_id: str | None) -> str:
-    message_id, now = new_id("msg"), float(session.scalar(select(db_now())) or 0.0)
+    message_id, now = new_id("msg"), clock(session)
     body = {"type": told, "timestamp": moment(now).isoformat().replace("+00:00", "Z"), "data": facts}
     session.execute(
         insert(_outbox).values(

@@ -8,7 +8,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from common import addresses
-from common.db.engine import db_now
+from common.db.engine import clock, db_now
 from common.db.locks import lock
 from common.db.rows import DeliveryRow, WebhookRow
 from common.errors import InvalidInput, NotFound, WrongState
@@ -45,7 +45,7 @@ def create(session: Session, settings: Settings, tenant: str, asked: WebhookCrea
         description=asked.description,
         events=asked.events,
         secret=signing.new_secret(),
-        created_at=session.scalar(select(db_now())),
+        created_at=clock(session),
     )
     session.add(row)
     session.flush()
@@ -102,7 +102,7 @@ def rotate(session: Session, tenant: str, webhook_id: str, overlap_s: float) -> 
     """
     row = own(session, tenant, webhook_id)
     row.old_secret, row.secret = (row.secret if overlap_s else None), signing.new_secret()
-    row.old_secret_until = (session.scalar(select(db_now())) or 0.0) + overlap_s if overlap_s else None
+    row.old_secret_until = clock(session) + overlap_s if overlap_s else None
     session.flush()
     return row
 

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Table, and_, case, insert, select, update
 from sqlalchemy.orm import Session
 
-from common.db.engine import db_now
+from common.db.engine import clock, db_now
 from common.db.rows import EventRow, JobRow, LabelRow, UsageRow
 from common.errors import LeaseLost, NotFound, WrongState
 from common.ids import new_id
@@ -211,12 +211,6 @@ def insert_events(session: Session, job_id: str, first_seq: int, events: Sequenc
                 for offset, event in enumerate(events)
             ],
         )
-
-
-def clock(session: Session) -> float:
-    """Return the database's present time in seconds since the epoch."""
-    # A SQL expression cannot stand in the rows of an insert of many.
-    return float(session.scalar(select(db_now())) or 0.0)
 
 
 def failed_event(failure: Failure) -> Event:

@@ -8,13 +8,12 @@ from typing import Any
 from sqlalchemy import case, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from common.db.engine import db_now
+from common.db.engine import clock, db_now
 from common.db.rows import ArtifactRow, CheckpointRow, MetricRow
 from common.errors import LeaseLost
 from common.jobs import doorbell, quotas
 from common.jobs.lifecycle.guards import (
     NO_LEASE,
-    clock,
     failed_event,
     guarded,
     hold,
