@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.stopwatch import Stopwatch
 from worker.trainer import protocol, train
 from worker.trainer.__main__ import attempt
+from worker.trainer.holding import Holder
 from worker.trainer.lifeline import Wishes
 from worker.trainer.protocol import Failed, Message, Note, Result
 from worker.trainer.run import Run
@@ -33,7 +34,7 @@ def main(folder: Path, first: int, last: int, out: Path) -> int:
             print(message, flush=True)
 
     train.build_trainer = build_and_time
-    code = attempt(folder, hear, Wishes())
+    code = attempt(folder, hear, Wishes(), Holder())
     found: dict[str, Any] = {"exit_code": code}
     if code == protocol.DONE:
         report = next(message.report for message in said if isinstance(message, Result))

@@ -40,13 +40,15 @@ ARMS: dict[str, dict[str, Any]] = {
     "lean, classic's order": {"hyperparameters": _FAST | {"max_memory_gib": 22.0, "group_by_length": True}},
     "small": {"hyperparameters": _FAST | {"max_memory_gib": 10.0}},
     "roomy": {"hyperparameters": _FAST},
+    "default": {"hyperparameters": {}},
 }
-STOCK = {"trl": 1, "unsloth": 1, "unsloth, 16k tokens": 16_384}
+# What is no job of Tunery's, and its longest sequence in tokens: as many as a step has where there is no figure.
+STOCK: dict[str, int | None] = {"classic, stock": 1024, "trl": None, "unsloth": None, "unsloth, 16k tokens": 16_384}
 # Rows by their median length in words, how far that spreads, and the longest; the arms of each table, in order.
 _CHAT = {"mean": 5.4, "spread": 0.6, "most": 900}
 TABLES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
-    "main": (_CHAT, {}, ["classic", "lean", "classic", "unsloth", "unsloth, 16k tokens", "small", "roomy", "lora16",
-                         "lean, classic's order", "trl"]),
+    "main": (_CHAT, {}, ["classic", "lean", "classic", "classic, stock", "unsloth", "unsloth, 16k tokens", "small",
+                         "roomy", "lora16", "default", "lean, classic's order", "trl"]),
     "short": ({"mean": 3.7, "spread": 0.4, "most": 200}, {}, ["lean", "classic"]),
     "full": ({"mean": 9.0, "spread": 0.1, "most": 2000}, {}, ["lean", "classic"]),
     "linear": (_CHAT, {"lora": {"target_modules": _EVERYWHERE}}, ["lean", "classic"]),
@@ -65,12 +67,9 @@ def measure(arm: str, table: str, chosen: argparse.Namespace, base: Path, tokens
     write_run(folder, base if asked.get("method") != "lora" else _whole(base), asked, _ROWS_A_STEP * last, **rows)
     out = folder / "measured.json"
     if arm in STOCK:
-        width = STOCK[arm] if STOCK[arm] > 1 else tokens
+        width = STOCK[arm] or tokens
         data = folder / "dataset" / "train.jsonl"
-        if width > tokens:
-            shapes.write_rows(data, _ROWS_A_STEP * last * -(-width // tokens) + 64, **rows)
-        else:
-            shapes.write_rows(data, _ROWS_A_STEP * last + 64, **rows)
+        shapes.write_rows(data, _ROWS_A_STEP * last * -(-width // tokens) + 64, **rows)
         command = ["benchmarks.stock", arm.split(",")[0], str(_whole(base).resolve()), str(data), str(first), str(last),
                    str(width), str(out)]  # fmt: skip
     else:
