@@ -115,7 +115,9 @@ def choose(wish: Wish, setup: Setup, rows: Rows, free_bytes: int, *, device: str
     fitting = [fit for fit in search.fits if fit.fits]
     smallest = min(search.fits, key=lambda fit: fit.estimate.allocated_bytes)
     found = min(fitting, key=search.cost) if fitting else smallest
-    return _on_the_fast_path(found, wish, setup, rows, free_bytes) if setup.fused and device == "cuda" else found
+    most = setup.shape.fusable_length
+    fast = setup.fused and device == "cuda" and (most is None or rows.longest <= most)
+    return _on_the_fast_path(found, wish, setup, rows, free_bytes) if fast else found
 
 
 def _on_the_fast_path(found: Fit, wish: Wish, setup: Setup, rows: Rows, free_bytes: int) -> Fit:

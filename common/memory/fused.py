@@ -62,9 +62,21 @@ def costs(setup: Setup) -> Costs:
         nothing=nothing,
         mlp=nothing - size * 2 * shape.intermediate,
         all=size * shape.hidden,
-        working=size * (shape.intermediate + 8 * shape.hidden),
+        working=size
+        * working_values(shape.hidden, shape.intermediate, shape.queries, shape.keys, head_norm=shape.qk_norm),
         fixed=size * (joined + _HEAD_TOKENS * shape.vocab),
     )
+
+
+def working_values(hidden: int, inner: int, queries: int, keys: int, *, head_norm: bool) -> int:
+    """Return the values of a token that a layer's backward pass holds at once beside what is kept.
+
+    That is its MLP's part, or attention's where queries are wider than the hidden state: gradients of its output,
+    query, key and value, the kernel's sum for the query in 32 bit, keys' and values' gradients of each query's head
+    where they are fewer, and query and key made again where they have a norm.
+    """
+    grouped, again = 2 * queries if keys < queries else 0, queries + keys if head_norm else 0
+    return max(inner + 8 * hidden, hidden + 4 * queries + 2 * keys + grouped + again)
 
 
 def estimate(setup: Setup, step: Step, free_bytes: int) -> tuple[Estimate, Cut]:

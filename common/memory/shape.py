@@ -23,7 +23,13 @@ _TIED = {
 }
 _LEARNED_POSITIONS = {"gpt2", "gpt_bigcode", "gpt_neo", "opt"}
 _QK_NORM = {"gemma3", "gemma3_text", "qwen3", "olmo2", "olmo3"}
-_FUSABLE = {"llama", "mistral", "qwen2"}
+_FUSABLE = {"granite", "llama", "ministral", "mistral", "phi3", "qwen2", "qwen3", "smollm3"}
+# The window that the libraries' classes take where `config.json` leaves it out; and those that slide only if asked to.
+_WINDOWS = {"ministral": 4096, "mistral": 4096}
+_SLIDES_IF_ASKED = {"qwen2", "qwen3", "smollm3"}
+# Angles that depend on the longest row of a batch; Phi-3's have older names.
+_LONG_ROPE = {"phi3": ("longrope", "su", "yarn")}
+_ORIGINAL = "original_max_position_embeddings"
 _FOUR_NORMS = {"gemma2", "gemma3", "gemma3_text", "glm4"}
 _ONE_NORM = {"cohere", "cohere2", "gptj", "phi"}
 # No fused attention in transformers 5: the scores of every pair of tokens are kept.
@@ -87,7 +93,8 @@ class Shape:
 
     `gated`: the MLP multiplies two branches. `eager`: attention keeps its scores. `outside` are parameters that no
     text passes through: a vision tower. `four_bit`: the checkpoint itself is stored in 4 bit. `context` is in tokens,
-    None where the model has no fixed one. `fusable`: the fast path knows its layers.
+    None where the model has no fixed one. `fusable`: the fast path knows its layers, in rows of up to `fusable_length`
+    tokens where that is not None.
     """
 
     model_type: str
@@ -109,6 +116,7 @@ class Shape:
     four_bit: bool = False
     context: int | None = None
     fusable: bool = False
+    fusable_length: int | None = None
 
     @property
     def linears(self) -> tuple[Linear, ...]:
@@ -180,6 +188,7 @@ def read_shape(config: Mapping[str, Any]) -> Shape | None:
         four_bit=bool(config.get("quantization_config")),
         context=_size(text, _CONTEXT),
         fusable=_is_fusable(kind, text),
+        fusable_length=_fusable_length(kind, text),
     )
 
 
@@ -218,9 +227,19 @@ def _activation(config: Mapping[str, Any]) -> Any:
 
 def _is_fusable(kind: str, config: Mapping[str, Any]) -> bool:
     """Return whether `worker.ml.kernels.cover` admits such layers."""
-    slides = bool(config.get("sliding_window")) and config.get("use_sliding_window", True)
-    plain = config.get("hidden_act", "silu") == "silu" and not config.get("attention_dropout")
-    return kind in _FUSABLE and plain and not slides
+    drops = config.get("attention_dropout") or config.get("resid_pdrop")
+    return kind in _FUSABLE and config.get("hidden_act", "silu") == "silu" and not drops
+
+
+def _fusable_length(kind: str, config: Mapping[str, Any]) -> int | None:
+    """Return the longest row that attention sees as a whole, and that turns by the same angles beside any other."""
+    found = []
+    if config.get("use_sliding_window", kind not in _SLIDES_IF_ASKED):
+        found.append(config.get("sliding_window", _WINDOWS.get(kind)))
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    if isinstance(rope, Mapping) and rope.get("rope_type", rope.get("type")) in _LONG_ROPE.get(kind, ("longrope",)):
+        found.append(config.get(_ORIGINAL) or rope.get(_ORIGINAL) or 4096)
+    return min((length for length in found if type(length) is int and length > 0), default=None)
 
 
 def _tower(config: Mapping[str, Any]) -> int:

@@ -9,7 +9,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
 from tests.gpu.running import run
-from tests.worker.trainer import eager, tiny
+from tests.worker.trainer import eager, families, tiny
 from tests.worker.trainer.test_kernels import lora, see_each_other, shifted
 from worker.ml.kernels import torch_ops
 from worker.ml.kernels.layer import Recompute
@@ -57,6 +57,32 @@ def test_triton_computes_what_torch_does():
     assert max(distance(ours, theirs) for ours, theirs in zip(*found, strict=True)) < 5e-3
 
 
+# Whole heads as in Llama and Qwen 3, Phi-3's of no power of two, Phi-4's that turn in part, SmolLM3's that do not turn.
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "turned"),
+    [(32, 8, 128, 128), (16, 8, 128, 128), (32, 32, 96, 96), (24, 8, 128, 96), (16, 4, 128, 0), (9, 3, 64, 64)],
+)
+def test_triton_turns_heads_as_torch_does(heads: int, kv_heads: int, size: int, turned: int):
+    from worker.ml.kernels import triton_ops
+
+    options = {"device": "cuda", "dtype": torch.bfloat16}
+    cos, sin = (torch.randn(517, turned, **options) for _ in range(2))
+    rows, weight = (
+        torch.randn(517, heads + 2 * kv_heads, size, **options),
+        torch.randn(heads + kv_heads, size, **options),
+    )
+    grads = tuple(torch.randn(517, count, size, **options) for count in (heads, kv_heads, kv_heads))
+    found = []
+    for ops in (triton_ops, torch_ops):
+        there, back, within = rows.clone(), torch.full_like(rows, float("nan")), rows.clone()
+        ops.rotate(there[:, : heads + kv_heads], cos, sin)
+        ops.rotate_back(grads, back, cos, sin)
+        made = ops.norm_rotate(rows[:, : heads + kv_heads], weight, 1e-6, cos, sin)
+        ops.norm_rotate_back(grads, within, weight, 1e-6, cos, sin)
+        found.append([there, back, made, within])
+    assert max(distance(ours, theirs) for ours, theirs in zip(*found, strict=True)) < 5e-3
+
+
 @pytest.mark.parametrize("nested", [True, False])
 def test_weights_come_out_of_four_bits_as_bitsandbytes_has_them(nested: bool):
     from worker.ml.kernels import triton_ops
@@ -71,12 +97,24 @@ def test_weights_come_out_of_four_bits_as_bitsandbytes_has_them(nested: bool):
     assert torch.equal(ours, dequantize_4bit(packed, state))
 
 
+# Sizes of cards: heads of 128, and of 96 for Phi-3.
+SIZED: dict[str, dict[str, int | None]] = {
+    "qwen3": {"head_dim": 128, "num_attention_heads": 16},
+    "phi3": {"hidden_size": 768, "sliding_window": None},
+    "mistral": {"head_dim": 128, "sliding_window": max(LENGTHS)},
+}
+
+
 @pytest.mark.parametrize("way", list(Recompute))
-def test_gradients_in_16_bit_are_those_of_eager_layers_in_32(tmp_path: Path, way: Recompute):
-    base = tiny.build_base(tmp_path / "base", hidden_size=1024, intermediate_size=2048, num_attention_heads=8)
-    model = eager.adapted(base, lora(), four_bit=True, dtype=torch.bfloat16, device="cuda")
+@pytest.mark.parametrize("name", families.COVERED)
+def test_gradients_in_16_bit_are_those_of_eager_layers_in_32(tmp_path: Path, name: str, way: Recompute):
+    sizes = {"hidden_size": 1024, "intermediate_size": 2048, "num_attention_heads": 8} | SIZED.get(name, {})
+    sizes |= {"sliding_window": max(LENGTHS)} if "sliding_window" in families.COVERED[name][1] else {}
+    model = families.adapted(
+        tmp_path, name, lora("all-linear"), four_bit=True, dtype=torch.bfloat16, device="cuda", **sizes
+    )
     rows = eager.rows(LENGTHS, model.config.vocab_size)
-    loss, wanted = eager.eager(eager.reference(model, lora()), rows)
+    loss, wanted = eager.eager(eager.reference(model, lora("all-linear")), rows)
     path = eager.path_of(model, way)
     found, ours = eager.fused(path, model, rows)
     assert found == pytest.approx(loss, rel=2e-3) and eager.worst_cosine(ours, wanted) > 0.99
@@ -84,8 +122,15 @@ def test_gradients_in_16_bit_are_those_of_eager_layers_in_32(tmp_path: Path, way
         assert eager.worst_cosine(eager.fused(path, model, rows, alter)[1], wanted) < 0.9
 
 
-def test_a_job_stays_within_its_memory_and_follows_the_plain_path(tmp_path: Path):
-    base = tiny.build_base(tmp_path / "base", hidden_size=1024, intermediate_size=4096, num_hidden_layers=4)
+# The heads of the second are twice as wide together as its hidden state, as in the smallest Qwen 3.
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("llama", {}), ("qwen3", {"head_dim": 128, "num_attention_heads": 16, "num_key_value_heads": 8}), ("phi3", {})],
+)
+def test_a_job_stays_within_its_memory_and_follows_the_plain_path(tmp_path: Path, name: str, sizes: dict[str, int]):
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4, "num_attention_heads": 8} | sizes
+    sizes |= {"sliding_window": 256} if name == "phi3" else {}
+    base = families.build(tmp_path, name, **sizes)
     options = {"max_steps": 6, "lora": {"lora_dropout": 0.0}, "gradient_checkpointing": "auto", "optim": "auto"}
     # Small steps: two paths that differ by rounding drift apart with what they learn.
     options["learning_rate"] = 1e-5

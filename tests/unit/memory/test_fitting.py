@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -107,6 +108,12 @@ def test_a_large_card_holds_the_base_in_16_bit_too():
 
 def test_every_layer_recomputes_where_that_is_asked():
     assert all(fit.cut and fit.cut.all == 32 for fit in (cut(24, Wish(4, 4, 1)), cut(140, Wish(4, 4, 1))))
+
+
+def test_rows_that_are_longer_than_attention_sees_take_the_other_path():
+    within, beyond = (replace(FAST, shape=replace(FAST.shape, fusable_length=most)) for most in (1024, 1023))
+    assert cut(140, setup=within) == cut(140)
+    assert cut(140, setup=beyond).cut is None
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from common.schemas.lora import Lora
 from worker.ml.adapters import attach
@@ -103,8 +103,10 @@ def reference(model: PeftModel, lora: Lora) -> PeftModel:
             state[name.replace(".base_layer", "")] = parameter.data.float()
     config = type(base.config).from_dict(base.config.to_dict() | {"quantization_config": None})
     with torch.device(device):
-        plain = LlamaForCausalLM(config).float()
-    plain.load_state_dict(state)
+        plain = type(base)(config).float()
+    missing, unknown = plain.load_state_dict(state, strict=False)
+    # A tied head has no weights of its own.
+    assert not unknown and (not missing or (config.tie_word_embeddings and missing == ["lm_head.weight"]))
     plain.requires_grad_(False)
     made = attach(plain, lora)
     named = dict(model.named_parameters())

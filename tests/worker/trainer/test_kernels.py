@@ -280,4 +280,4 @@ def test_another_family_is_not_covered(tmp_path: Path):
     base = tiny.build_family(tmp_path / "gpt2", "gpt2", n_embd=32, n_layer=2, n_head=2)
     model = eager.adapted(base, lora(["c_attn"]), four_bit=False)
     with pytest.raises(NotCovered, match="its layers are"):
-        require_covered(model, torch.float32)
+        require_covered(model, torch.float32, 1)

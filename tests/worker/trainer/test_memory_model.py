@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from common.memory.setup import Setup, read_setup
 from common.memory.shape import Shape, read_shape
 from common.schemas.jobs import JobSpec
 from common.schemas.lora import Lora
-from tests.worker.trainer import eager
+from tests.worker.trainer import eager, families
 from worker.ml.adapters import modules_of
 from worker.ml.base_config import MODEL_TYPES
+from worker.ml.kernels.cover import NotCovered, require_covered
 from worker.ml.kernels.fused import Fused
 from worker.ml.kernels.layer import Recompute
 from worker.ml.towers import empty_model
@@ -119,10 +121,11 @@ def kept(model_type: str, method: str, lora: dict[str, Any] | None, layers: int)
     return sum(tensor.untyped_storage().nbytes() for where, tensor in found.items() if where not in own)
 
 
-@pytest.mark.parametrize("targets", [ATTENTION, "all-linear"], ids=["attention", "all"])
-def test_the_fast_path_plans_with_the_same_bytes(base: Path, targets: Any):
+@pytest.mark.parametrize("targets", [["o_proj"], "all-linear"], ids=["one", "all"])
+@pytest.mark.parametrize("name", families.COVERED)
+def test_the_fast_path_plans_with_the_same_bytes(tmp_path: Path, name: str, targets: Any):
     lora = {"r": 8, "target_modules": targets}
-    model = eager.adapted(base, Lora(**lora), four_bit=True, dtype=torch.bfloat16)
+    model = eager.adapted(families.build(tmp_path, name), Lora(**lora), four_bit=True, dtype=torch.bfloat16)
     path = Fused(model, least=(Recompute.NOTHING,) * 2, room=None)
     spec = JobSpec.model_validate({"model": "base", "dataset": "dataset:ds_0", "lora": lora})
     foreseen = fused.costs(read_setup(spec, shape_of(model.config)))
@@ -133,3 +136,51 @@ def test_the_fast_path_plans_with_the_same_bytes(base: Path, targets: Any):
         foreseen.working,
         foreseen.fixed,
     )
+
+
+@pytest.mark.parametrize("name", families.COVERED)
+def test_the_fast_path_is_foreseen_for_the_rows_that_it_takes(tmp_path: Path, name: str):
+    model = eager.adapted(families.build(tmp_path, name), Lora(target_modules="all-linear"), four_bit=False)
+    # What `config.json` says, where a library's default is left out of it.
+    stored = json.loads((tmp_path / "base" / "config.json").read_text())
+    shape = read_shape(stored)
+    assert shape is not None and shape.fusable
+    most = shape.fusable_length
+    assert (most is None) == ("sliding_window" not in families.COVERED[name][1])
+    require_covered(model, torch.float32, most or 256)
+    if most is not None:
+        with pytest.raises(NotCovered):
+            require_covered(model, torch.float32, most + 1)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "values", "most"),
+    [
+        ("mistral", {}, 4096),
+        ("mistral", {"sliding_window": None}, None),
+        ("qwen2", {"sliding_window": 512}, None),
+        ("qwen2", {"sliding_window": 512, "use_sliding_window": True}, 512),
+        ("phi3", {"sliding_window": 2047, "rope_scaling": {"type": "su"}}, 2047),
+        ("phi3", {"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 1024}, 1024),
+        ("phi3", {"rope_scaling": {"type": "su"}}, 4096),
+        ("llama", {"rope_parameters": {"rope_type": "llama3", "original_max_position_embeddings": 8192}}, None),
+        ("llama", {"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 8192}}, 8192),
+    ],
+)
+def test_the_longest_row_of_the_fast_path_is_read_from_a_configuration(
+    model_type: str, values: dict[str, Any], most: int | None
+):
+    shape = read_shape(SIZES | {"num_hidden_layers": 2, "model_type": model_type} | values)
+    assert shape is not None and shape.fusable_length == most
+
+
+def test_a_backward_pass_of_wide_heads_is_counted(tmp_path: Path):
+    # As in the smallest Qwen 3: heads are twice as wide as the hidden state, and attention holds more than the MLP.
+    sizes = {"hidden_size": 64, "intermediate_size": 192, "head_dim": 32, "num_attention_heads": 8}
+    model = eager.adapted(
+        families.build(tmp_path, "qwen3", **sizes), Lora(target_modules="all-linear"), four_bit=True,
+        dtype=torch.bfloat16,
+    )  # fmt: skip
+    path = Fused(model, least=(Recompute.NOTHING,) * 2, room=None)
+    queries, keys = 8 * 32, 2 * 32
+    assert path.costs.working == 2 * (64 + 4 * queries + 2 * keys + 2 * queries + queries + keys) > 2 * (192 + 8 * 64)

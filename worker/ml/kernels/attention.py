@@ -16,6 +16,10 @@ import torch
 _MOST_HEAD = 256
 
 
+# Query, key and value [tokens, heads, size]; the last two may have fewer heads.
+Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
 @dataclass(frozen=True)
 class Spans:
     """Where rows begin: `starts` [rows + 1] on the device, the same as numbers, and the longest row's length."""
@@ -27,24 +31,29 @@ class Spans:
 
 @dataclass(frozen=True)
 class Attended:
-    """The output [tokens, heads, size] of causal attention of each row to itself, and what its gradient needs."""
+    """The output [tokens, heads, size] of causal attention of each row to itself, and what its gradient needs.
 
-    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    `rows`: what was attended; None where that is cheaper to have again than to keep.
+    """
+
+    rows: Rows | None
     out: torch.Tensor
     spans: Spans
     scale: float
     kept: tuple[Any, ...]
 
-    def grad(self, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the gradients of query, key and value."""
+    def grad(self, grad: torch.Tensor, rows: Rows) -> Rows:
+        """Return the gradients of query, key and value, which are `rows`."""
         if not self.out.is_cuda:
-            leaves, made = self.kept
+            with torch.enable_grad():
+                one, two, three = leaves = [part.detach().requires_grad_() for part in rows]
+                made = row_by_row(one, two, three, self.spans, self.scale)
             one, two, three = torch.autograd.grad(made, leaves, grad)
             return one, two, three
         starts, longest = self.spans.starts, self.spans.longest
         log_sums, *random = self.kept
-        found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = torch.ops.aten._flash_attention_backward(
-            grad, *self.rows, self.out, log_sums, starts, starts, longest, longest, 0.0, True, *random, scale=self.scale
+        found: Rows = torch.ops.aten._flash_attention_backward(
+            grad, *rows, self.out, log_sums, starts, starts, longest, longest, 0.0, True, *random, scale=self.scale
         )
         return found
 
@@ -63,10 +72,7 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: S
     """Return the attention of `query`, and of `key` and `value`, which may have fewer heads."""
     rows = query, key, value
     if not query.is_cuda:
-        with torch.enable_grad():
-            one, two, three = leaves = [part.detach().requires_grad_() for part in rows]
-            made = row_by_row(one, two, three, spans, scale)
-        return Attended(rows, made.detach(), spans, scale, (leaves, made))
+        return Attended(rows, row_by_row(query, key, value, spans, scale), spans, scale, ())
     starts, longest = spans.starts, spans.longest
     out, log_sums, *random, _ = torch.ops.aten._flash_attention_forward(
         *rows, starts, starts, longest, longest, 0.0, True, False, scale=scale

@@ -58,7 +58,7 @@ def choose(
             raise NotCovered("layers wait in host memory")
         if options.neftune_noise_alpha:
             raise NotCovered("NEFTune scales its noise by the padded length")
-        require_covered(model, precision.compute)
+        require_covered(model, precision.compute, max(lengths, default=0))
         if device.type == "cuda":
             _require_attention(model, precision.compute)
     except NotCovered as reason:

@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from common.memory.fused import working_values
 from worker.ml.kernels.attention import Spans
 from worker.ml.kernels.budget import Costs, StepPlan, Ways, plan_step
 from worker.ml.kernels.cover import decoder_layers, parts_of
@@ -48,6 +49,8 @@ class Fused:
         self._decoder: Any = base.base_model
         self._head: torch.Tensor = cast(Any, base.get_output_embeddings()).weight
         self._ops: Operations = operations(self._head.device)
+        # Granite divides its logits.
+        self._hidden_scale = 1 / getattr(config, "logits_scaling", 1.0)
         self._pass: Pass | None = None
         self.layers = [parts_of(layer, eps=config.rms_norm_eps) for layer in decoder_layers(base)]
         self.least, self.room, self.resident = least, room, False
@@ -87,7 +90,8 @@ class Fused:
             hidden = self._decoder(
                 input_ids=micro.tokens, position_ids=micro.positions, attention_mask=unused, use_cache=False
             ).last_hidden_state[0]
-        return head_loss(hidden.index_select(0, micro.trained), self._head, micro.targets)
+        chosen = hidden.index_select(0, micro.trained)
+        return head_loss(chosen if self._hidden_scale == 1 else chosen * self._hidden_scale, self._head, micro.targets)
 
     @contextmanager
     def _under_way(self, current: Pass) -> Iterator[None]:
@@ -103,6 +107,8 @@ class Fused:
         if self._pass is None:
             return plain(hidden, *args, **kwargs)
         cos, sin = kwargs["position_embeddings"]
+        if not parts.turns:
+            cos, sin = cos[..., :0], sin[..., :0]
         seed = (self._pass.seed + index * _LAYER_SEED) & 0x7FFFFFFF
         call = Call(parts, self._ops, self._pass.spans, cos[0], sin[0], seed, self._pass.ways[index])
         return run_layer(call, hidden[0])[None]
@@ -111,14 +117,15 @@ class Fused:
 def costs(layers: list[Parts], head: torch.Tensor) -> Costs:
     """Return what a token takes in each layer, and a micro-batch besides."""
     parts, size = layers[0], head.element_size()
-    hidden, inner = parts.first_norm.numel(), parts.gate_up.sizes[0]
+    hidden, inner = parts.first_norm.numel(), sum(parts.gate_up.sizes) // 2
     narrow = sum(group.rank * len(group.adapters) for group in parts.groups)
-    attended = parts.heads * parts.head_size
-    everything = size * (2 * hidden + sum(parts.qkv.sizes) + attended + 2 * inner + narrow) + 4 * parts.heads + 8
+    queries, keys = parts.heads * parts.head_size, parts.kv_heads * parts.head_size
+    everything = size * (2 * hidden + 2 * queries + 2 * keys + 2 * inner + narrow) + 4 * parts.heads + 8
+    working = working_values(hidden, inner, queries, keys, head_norm=parts.head_norm is not None)
     return Costs(
         layers=len(layers),
         kept={Recompute.NOTHING: everything, Recompute.MLP: everything - size * 2 * inner,
               Recompute.ALL: size * hidden},
-        working=size * (inner + 8 * hidden),
+        working=size * working,
         fixed=size * (max(group.num_weights for group in parts.groups) + _HEAD_TOKENS * head.shape[0]),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One decoder layer of the Llama family as a single autograd function, with its backward pass written out.
+"""One decoder layer of Llama's kin as a single autograd function, with its backward pass written out.
 
 Eager layers launch some sixty operations and keep a dozen tensors for each token. Here projections of one input are one
 product, everything between the products is one pass over memory, and what is kept is what cannot be had cheaply again:
@@ -7,13 +7,13 @@ norms are recomputed from their scale, dropout from its seed. How much more is r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
 import torch
 
-from worker.ml.kernels.attention import Attended, Spans, attend
+from worker.ml.kernels.attention import Attended, Rows, Spans, attend
 from worker.ml.kernels.linear import Group
 from worker.ml.kernels.operations import Operations
 
@@ -30,7 +30,11 @@ class Recompute(IntEnum):
 
 @dataclass(frozen=True)
 class Parts:
-    """A layer's own modules, as the function wants them."""
+    """A layer's own modules, as the function wants them.
+
+    `head_norm` [heads + kv_heads, head_size]: the weights of the norm of each query and key before it turns, where they
+    have one. `turns`: whether they turn at all. `branch`: what both branches are multiplied by before they are added.
+    """
 
     qkv: Group
     out: Group
@@ -43,6 +47,9 @@ class Parts:
     kv_heads: int
     head_size: int
     scale: float
+    head_norm: torch.Tensor | None = None
+    turns: bool = True
+    branch: float = 1.0
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -57,7 +64,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Call:
-    """One pass through one layer. `cos` and `sin` are [tokens, head_size]."""
+    """One pass through one layer. `cos` and `sin` are [tokens, turned]: so many numbers of each head turn."""
 
     parts: Parts
     ops: Operations
@@ -85,6 +92,7 @@ class Call:
 class _Kept:
     # What the first half of a layer leaves for its backward pass.
     first_scale: torch.Tensor
+    heads: torch.Tensor
     qkv_low: torch.Tensor | None
     attended: Attended
     out_low: torch.Tensor | None
@@ -136,13 +144,39 @@ def _first_half(call: Call, x: torch.Tensor, factors: tuple[torch.Tensor, ...]) 
     normed, first_scale = ops.rms_norm(x, parts.first_norm, parts.eps)
     joined, qkv_low = parts.qkv.forward(ops, normed, parts.qkv.weight(), of_qkv, call.seed_of(0))
     rows = joined.view(len(x), -1, parts.head_size)
-    turned = parts.heads + parts.kv_heads
-    ops.rotate(rows[:, :turned], call.cos, call.sin)
-    attended = attend(rows[:, : parts.heads], rows[:, parts.heads : turned], rows[:, turned:], call.spans, parts.scale)
+    attended = attend(*_turn(call, rows), call.spans, parts.scale)
+    if parts.head_norm is not None:
+        # What went in is kept, and what was attended is made of it again.
+        attended = replace(attended, rows=None)
     flat = attended.out.view(len(x), -1)
     added, out_low = parts.out.forward(ops, flat, parts.out.weight(), of_out, call.seed_of(1))
+    if parts.branch != 1:
+        added.mul_(parts.branch)
     middle, normed, second_scale = ops.add_rms_norm(x, added, parts.second_norm, parts.eps)
-    return _Kept(first_scale, qkv_low, attended, out_low, middle, second_scale), normed
+    return _Kept(first_scale, rows, qkv_low, attended, out_low, middle, second_scale), normed
+
+
+def _turn(call: Call, rows: torch.Tensor) -> Rows:
+    """Return query, key and value of `rows` [tokens, all heads, size], which turn in place where they have no norm."""
+    parts, turned = call.parts, call.parts.heads + call.parts.kv_heads
+    made = rows
+    if parts.head_norm is None:
+        call.ops.rotate(rows[:, :turned], call.cos, call.sin)
+    else:
+        made = call.ops.norm_rotate(rows[:, :turned], parts.head_norm, parts.eps, call.cos, call.sin)
+    return made[:, : parts.heads], made[:, parts.heads : turned], rows[:, turned:]
+
+
+def _turn_back(call: Call, kept: _Kept, grads: Rows) -> torch.Tensor:
+    """Return the gradient of the first projection's outputs, from those of what was attended."""
+    parts, ops = call.parts, call.ops
+    if parts.head_norm is None:
+        joined = kept.heads.new_empty(kept.heads.shape)
+        ops.rotate_back(grads, joined, call.cos, call.sin)
+    else:
+        joined = kept.heads
+        ops.norm_rotate_back(grads, joined, parts.head_norm, parts.eps, call.cos, call.sin)
+    return joined.view(len(joined), -1)
 
 
 def _second_half(call: Call, kept: _Kept, normed: torch.Tensor, factors: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -154,7 +188,7 @@ def _second_half(call: Call, kept: _Kept, normed: torch.Tensor, factors: tuple[t
     )
     inner = ops.swiglu(kept.gate_up)
     out, kept.down_low = parts.down.forward(ops, inner, parts.down.weight(), of_down, call.seed_of(3))
-    return out.add_(kept.middle)
+    return out.add_(kept.middle) if parts.branch == 1 else out.mul_(parts.branch).add_(kept.middle)
 
 
 def _second_half_grad(
@@ -170,17 +204,18 @@ def _second_half_grad(
         assert normed is not None
         weight = parts.gate_up.weight()
         kept.gate_up, kept.gate_up_low = parts.gate_up.forward(ops, normed, weight, of_gate_up, call.seed_of(2))
-    low = parts.down.low_grad(grad, of_down)
-    inner_grad = parts.down.input_grad(ops, grad, low, parts.down.weight(), of_down, call.seed_of(3))
+    branch = grad if parts.branch == 1 else grad * parts.branch
+    low = parts.down.low_grad(branch, of_down)
+    inner_grad = parts.down.input_grad(ops, branch, low, parts.down.weight(), of_down, call.seed_of(3))
     if parts.down.adapters and kept.down_low is None:
         made = ops.swiglu(kept.gate_up)
         kept.down_low = ops.down(made, parts.down.cast(of_down, made.dtype)[0], parts.down.rank, call.seed_of(3),
                                  parts.down.dropout)  # fmt: skip
     inner = ops.swiglu_grad(inner_grad, kept.gate_up, wanted=bool(parts.down.adapters))
     down_grads = [] if inner is None else parts.down.factor_grads(
-        ops, grad, low, inner, kept.down_low, call.seed_of(3)
+        ops, branch, low, inner, kept.down_low, call.seed_of(3)
     )  # fmt: skip
-    del inner_grad, inner
+    del inner_grad, inner, branch
     joined, kept.gate_up = kept.gate_up, None
     low = parts.gate_up.low_grad(joined, of_gate_up)
     gate_up_grads: list[torch.Tensor] = []
@@ -207,13 +242,14 @@ def _first_half_grad(
     parts, ops = call.parts, call.ops
     of_qkv, of_out, _, _ = call.split(factors)
     flat = kept.attended.out.view(len(x), -1)
-    low = parts.out.low_grad(grad, of_out)
-    out_grads = parts.out.factor_grads(ops, grad, low, flat, kept.out_low, call.seed_of(1))
-    flat_grad = parts.out.input_grad(ops, grad, low, parts.out.weight(), of_out, call.seed_of(1))
-    turned = kept.attended.grad(flat_grad.view_as(kept.attended.out))
-    joined = x.new_empty(len(x), sum(parts.qkv.sizes))
-    ops.rotate_back(turned, joined.view(len(x), -1, parts.head_size), call.cos, call.sin)
-    del turned, flat_grad, flat
+    branch = grad if parts.branch == 1 else grad * parts.branch
+    low = parts.out.low_grad(branch, of_out)
+    out_grads = parts.out.factor_grads(ops, branch, low, flat, kept.out_low, call.seed_of(1))
+    flat_grad = parts.out.input_grad(ops, branch, low, parts.out.weight(), of_out, call.seed_of(1))
+    rows = kept.attended.rows or _turn(call, kept.heads)
+    turned = kept.attended.grad(flat_grad.view_as(kept.attended.out), rows)
+    joined = _turn_back(call, kept, turned)
+    del rows, turned, flat_grad, flat, branch
     low = parts.qkv.low_grad(joined, of_qkv)
     qkv_grads: list[torch.Tensor] = []
     if low is not None:

@@ -39,6 +39,18 @@ class Operations(Protocol):
     def rotate_back(
         self, sources: tuple[torch.Tensor, ...], target: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> None: ...
+    def norm_rotate(
+        self, rows: torch.Tensor, weight: torch.Tensor, eps: float, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor: ...
+    def norm_rotate_back(
+        self,
+        sources: tuple[torch.Tensor, ...],
+        rows: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+    ) -> None: ...
     def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor: ...
     def swiglu_grad(self, grad: torch.Tensor, gate_up: torch.Tensor, *, wanted: bool) -> torch.Tensor | None: ...
     def cross_entropy_grad(

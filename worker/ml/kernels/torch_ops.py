@@ -5,8 +5,6 @@ The twin of `triton_ops`: the CPU runs these, and the card's versions are tested
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 _WORD = 0xFFFFFFFF
@@ -67,26 +65,66 @@ def dequantize(
 
 
 def rotate(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-    """Turn `rows` [tokens, heads, size] by the angles of their positions, in place."""
-    first, second, (cos1, cos2), (sin1, sin2) = _halves(rows, cos, sin)
-    rows.copy_(torch.cat([first * cos1 - second * sin1, second * cos2 + first * sin2], -1))
+    """Turn `rows` [tokens, heads, size] by the angles of their positions, in place.
+
+    Of each head the first numbers turn, as many as `cos` and `sin` [tokens, turned] have columns.
+    """
+    rows[..., : cos.shape[1]] = _turned(rows, cos, sin, back=False)
 
 
 def rotate_back(sources: tuple[torch.Tensor, ...], target: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     """Write the gradients of query, key and value, before `rotate` turned the first two, side by side to `target`."""
     at = 0
     for index, source in enumerate(sources):
-        turned = source
+        part = target[:, at : at + source.shape[1]]
+        part.copy_(source)
         if index < 2:
-            first, second, (cos1, cos2), (sin1, sin2) = _halves(source, cos, sin)
-            turned = torch.cat([first * cos1 + second * sin2, second * cos2 - first * sin1], -1)
-        target[:, at : at + source.shape[1]].copy_(turned)
+            part[..., : cos.shape[1]] = _turned(source, cos, sin, back=True)
         at += source.shape[1]
 
 
-def _halves(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[Any, ...]:
-    first, second = rows.float().chunk(2, -1)
-    return first, second, *(part[:, None].float().chunk(2, -1) for part in (cos, sin))
+def norm_rotate(
+    rows: torch.Tensor, weight: torch.Tensor, eps: float, cos: torch.Tensor, sin: torch.Tensor
+) -> torch.Tensor:
+    """Return `rows` [tokens, heads, size], each normed, scaled by its row of `weight` [heads, size], and turned."""
+    wide = rows.float()
+    made = weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(rows.dtype)
+    rotate(made, cos, sin)
+    return made
+
+
+def norm_rotate_back(
+    sources: tuple[torch.Tensor, ...],
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+) -> None:
+    """Overwrite `rows`, query, key and value side by side before `norm_rotate` took the first two, with its gradient.
+
+    Args:
+        sources: the gradients of query and key, which it made, and of value.
+    """
+    query, key, value = sources
+    count = query.shape[1] + key.shape[1]
+    grad = torch.cat([query, key], 1).float()
+    grad[..., : cos.shape[1]] = _turned(grad, cos, sin, back=True)
+    wide = rows[:, :count].float()
+    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    normed, inner = wide * scale, grad * weight.float()
+    rows[:, :count] = ((inner - normed * (inner * normed).mean(-1, keepdim=True)) * scale).to(rows.dtype)
+    rows[:, count:] = value
+
+
+def _turned(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, back: bool) -> torch.Tensor:
+    first, second = rows[..., : cos.shape[1]].float().chunk(2, -1)
+    (cos1, cos2), (sin1, sin2) = (part[:, None].float().chunk(2, -1) for part in (cos, sin))
+    if back:
+        parts = [first * cos1 + second * sin2, second * cos2 - first * sin1]
+    else:
+        parts = [first * cos1 - second * sin1, second * cos2 + first * sin2]
+    return torch.cat(parts, -1).to(rows.dtype)
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
 # mypy: ignore-errors
 """The operations of `torch_ops`, each one pass over memory on the card.
 
-Those of an adapter under dropout are in `triton_dropout`. The bodies of the kernels are in Triton's language, which has
-no annotations.
+Those of an adapter under dropout are in `triton_dropout`, those of heads in `triton_heads`. The bodies of the kernels
+are in Triton's language, which has no annotations.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import torch
 import triton
 import triton.language as tl
 
-from worker.ml.kernels import torch_ops
 from worker.ml.kernels.triton_dropout import add_up as add_up
 from worker.ml.kernels.triton_dropout import down as down
 from worker.ml.kernels.triton_dropout import down_grad as down_grad
+from worker.ml.kernels.triton_heads import norm_rotate as norm_rotate
+from worker.ml.kernels.triton_heads import norm_rotate_back as norm_rotate_back
+from worker.ml.kernels.triton_heads import rotate as rotate
+from worker.ml.kernels.triton_heads import rotate_back as rotate_back
 
 
 @triton.jit
@@ -114,72 +117,6 @@ def dequantize(packed, scales, code, outer, shape, dtype):
         outer is not None, 32, 256, 64, num_warps=4,
     )  # fmt: skip
     return out
-
-
-@triton.jit
-def _turn(source, target, angles, inside, SIZE: tl.constexpr, BACK: tl.constexpr):
-    cos1, cos2, sin1, sin2 = angles
-    one = tl.load(source, inside, 0.0)
-    first, second = one.to(tl.float32), tl.load(source + SIZE // 2, inside, 0.0).to(tl.float32)
-    if BACK:
-        left, right = first * cos1 + second * sin2, second * cos2 - first * sin1
-    else:
-        left, right = first * cos1 - second * sin1, second * cos2 + first * sin2
-    tl.store(target, left.to(one.dtype), inside)
-    tl.store(target + SIZE // 2, right.to(one.dtype), inside)
-
-
-@triton.jit
-def _angles(cos, sin, place, SIZE: tl.constexpr):
-    half = SIZE // 2
-    return (tl.load(cos + place).to(tl.float32), tl.load(cos + place + half).to(tl.float32),
-            tl.load(sin + place).to(tl.float32), tl.load(sin + place + half).to(tl.float32))  # fmt: skip
-
-
-@triton.jit
-def _rotate(rows, cos, sin, heads, stride, SIZE: tl.constexpr, HEADS: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
-    at = tl.arange(0, SIZE // 2)[None, :]
-    place = rows + row * stride + head * SIZE + at
-    _turn(place, place, _angles(cos, sin, row * SIZE + at, SIZE), head < heads, SIZE, False)
-
-
-def rotate(rows, cos, sin):
-    count, heads, size = rows.shape
-    if size & (size - 1):
-        torch_ops.rotate(rows, cos, sin)
-        return
-    _rotate[(count, triton.cdiv(heads, 8))](rows, cos, sin, heads, rows.stride(0), size, 8, num_warps=2)
-
-
-@triton.jit
-def _rotate_back(query, key, value, target, cos, sin, heads, kv_heads, SIZE: tl.constexpr, HEADS: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
-    at = tl.arange(0, SIZE // 2)[None, :]
-    whole = heads + 2 * kv_heads
-    angles = _angles(cos, sin, row * SIZE + at, SIZE)
-    place = target + (row * whole + head) * SIZE + at
-    _turn(query + (row * heads + head) * SIZE + at, place, angles, head < heads, SIZE, True)
-    inner = head - heads
-    inside = (inner >= 0) & (inner < kv_heads)
-    _turn(key + (row * kv_heads + inner) * SIZE + at, place, angles, inside, SIZE, True)
-    inner = head - heads - kv_heads
-    inside = (inner >= 0) & (head < whole)
-    source = value + (row * kv_heads + inner) * SIZE + at
-    tl.store(place, tl.load(source, inside, 0.0), inside)
-    tl.store(place + SIZE // 2, tl.load(source + SIZE // 2, inside, 0.0), inside)
-
-
-def rotate_back(sources, target, cos, sin):
-    query, key, value = sources
-    rows, heads, size = query.shape
-    if size & (size - 1) or not all(part.is_contiguous() for part in (*sources, target)):
-        torch_ops.rotate_back(sources, target, cos, sin)
-        return
-    grid = rows, triton.cdiv(heads + 2 * key.shape[1], 8)
-    _rotate_back[grid](query, key, value, target, cos, sin, heads, key.shape[1], size, 8, num_warps=2)
 
 
 @triton.jit
