@@ -2,8 +2,8 @@
 
 transformers' own way (`device_map="auto"` with `llm_int8_enable_fp32_cpu_offload`) leaves such layers unquantised, and
 moves their 16 bit to the card for each pass. Here they stay in 4 bit, a quarter of that. A layer is copied to the card
-before its forward pass, and again when checkpointing recomputes it; its backward pass follows at once, so every layer
-has to be recomputed.
+before its forward pass, and again before its backward pass. Every layer has to be recomputed: a card that is too small
+for the weights is not to hold the activations of all layers either.
 """
 
 from __future__ import annotations
@@ -177,22 +177,62 @@ def _move(module: torch.nn.Module, device: torch.device) -> None:
         setattr(module, name, buffer.to(device))
 
 
+@dataclass(frozen=True)
+class _Visitor:
+    """A weight that waits in host memory, and its place on the card, which has memory only during a visit.
+
+    bitsandbytes 0.50 keeps the weight of a forward pass as an attribute of the graph's node, where no hook of
+    checkpointing drops it. All visits share one storage, so that what the graph keeps is empty after the visit, and has
+    the weight again in the next.
+    """
+
+    parameter: torch.Tensor
+    host: torch.Tensor
+    card: torch.Tensor
+
+    def come(self) -> None:
+        self.card.untyped_storage().resize_(self.host.nbytes)
+        self.card.copy_(self.host, non_blocking=True)
+        self.parameter.data = self.card
+
+    def leave(self) -> None:
+        self.parameter.data = self.host
+        self.card.untyped_storage().resize_(0)
+
+
 class Visits:
     """Brings a layer's 4-bit weights to the card before the layer computes, and drops those of the one before last."""
 
     def __init__(self, layers: Iterable[torch.nn.Module], device: torch.device):
-        self._device = device
-        self._present: list[list[tuple[torch.nn.Parameter, torch.Tensor]]] = []
+        self._present: list[list[_Visitor]] = []
         for layer in layers:
-            weights = [(m.weight, m.weight.data) for m in layer.modules() if isinstance(m, Linear4bit)]
+            weights = [_visitor(module, device) for module in layer.modules() if isinstance(module, Linear4bit)]
             layer.register_forward_pre_hook(lambda _module, _inputs, weights=weights: self._fetch(weights))
+            layer.register_forward_hook(lambda _module, _inputs, made, weights=weights: self._await(made, weights))
 
-    def _fetch(self, weights: list[tuple[torch.nn.Parameter, torch.Tensor]]) -> None:
+    def _fetch(self, weights: list[_Visitor]) -> None:
         if any(weights is present for present in self._present):
             return
         while len(self._present) >= _VISITORS:
-            for parameter, host in self._present.pop(0):
-                parameter.data = host
-        for parameter, host in weights:
-            parameter.data = torch.empty_like(host, device=self._device).copy_(host, non_blocking=True)
+            for visitor in self._present.pop(0):
+                visitor.leave()
+        for visitor in weights:
+            visitor.come()
         self._present.append(weights)
+
+    def _await(self, made: object, weights: list[_Visitor]) -> None:
+        """Fetch the weights when the gradient of the layer's result is there.
+
+        Recomputing does not always come first: nothing that it gives is read for the gradient of a linear layer without
+        an adapter, such as a layer's last.
+        """
+        for tensor in made if isinstance(made, tuple) else (made,):
+            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+                tensor.register_hook(lambda _gradient: self._fetch(weights))
+
+
+def _visitor(module: Linear4bit, device: torch.device) -> _Visitor:
+    host = module.weight.data
+    card = torch.empty_like(host, device=device)
+    card.untyped_storage().resize_(0)
+    return _Visitor(module.weight, host, card)

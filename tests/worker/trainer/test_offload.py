@@ -5,12 +5,14 @@ On a CPU host and card are the same memory, so the copies are real and the savin
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig
 
 from common.errors import InvalidInput
@@ -51,7 +53,15 @@ def test_an_8b_is_planned_by_what_its_layers_take():
         plan_offload(empty, asked, None, 2_000_000_000)
 
 
-@pytest.mark.parametrize("lora", [{"target_modules": "all-linear"}, {"modules_to_save": ["lm_head"], "bias": "all"}])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"target_modules": "all-linear"},
+        {"modules_to_save": ["lm_head"], "bias": "all"},
+        # No adapter on a layer's last linear: its backward pass comes before anything is recomputed.
+        {"target_modules": r"model\.layers\.[13]\.self_attn\.q_proj"},
+    ],
+)
 def test_the_run_is_the_same_bit_for_bit(go: Go, deep: Path, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any]):
     options: dict[str, Any] = {"base": deep, "lora": lora, "validation": tiny.chat_rows(3)}
     plain = go(**options)
@@ -95,6 +105,45 @@ def test_two_layers_visit_and_the_others_wait():
         moved = {other for other, layer in enumerate(layers) if layer[0].weight.data_ptr() != hosts[other]}
         seen.append(moved)
     assert seen == [{0}, {0, 1}, {1, 2}, {2, 3}, {3, 4}, {3, 4}, {3, 4}, {2, 4}, {1, 2}, {0, 1}]
+
+
+def test_no_more_than_two_layers_are_kept_by_the_graph():
+    # No other tensor of these tests has this size.
+    size = 88 * 56 // 2
+    layers = [
+        torch.nn.Sequential(*(Linear4bit(*shape, bias=False).to("cpu") for shape in ((88, 56), (56, 88))))
+        for _ in range(6)
+    ]
+
+    def passed() -> tuple[torch.Tensor, torch.Tensor]:
+        start = torch.ones(3, 88, requires_grad=True)
+        value = start
+        for layer in layers:
+            value = checkpoint(layer, value, use_reentrant=False)
+        return start, value.square().sum()
+
+    def gradient() -> torch.Tensor:
+        start, end = passed()
+        end.backward()
+        assert start.grad is not None
+        return start.grad
+
+    expected = gradient()
+    Visits(layers, torch.device("cpu"))
+    hosted = len(layers) * 2 * size
+    begun = passed()
+    assert live_bytes(size) - hosted == 2 * 2 * size
+    begun[1].backward()
+    assert torch.equal(gradient(), expected) and begun[0].grad is not None and torch.equal(begun[0].grad, expected)
+    assert live_bytes(size) - hosted == 2 * 2 * size
+
+
+def live_bytes(size: int) -> int:
+    """Return the bytes of all storages of `size` bytes that a tensor refers to, wherever it is kept."""
+    gc.collect()
+    tensors = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor)]
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(held for held in storages.values() if held == size)
 
 
 def test_what_cannot_be_trained_so_is_refused(go: Go, deep: Path, monkeypatch: pytest.MonkeyPatch):
