@@ -57,11 +57,12 @@ class Wish:
 
 @dataclass(frozen=True)
 class Rows:
-    """What rows come to: the longest and the mean length in tokens; `packed` rows are all of the first."""
+    """What rows come to: the longest and the mean length in tokens. `equal`: all have it, as packed ones do."""
 
     longest: int
     mean: float
     packed: bool = False
+    equal: bool = False
     varlen: bool = False
     fused: bool = False
 
@@ -95,10 +96,11 @@ def read_wish(asked: Hyperparameters) -> Wish:
 
 
 def read_rows(asked: Hyperparameters, *, longest: int, mean: float, max_length: int) -> Rows:
-    """Return what rows of these lengths, in tokens before the cut, come to in a micro-batch."""
+    """Return what rows of these lengths come to in a micro-batch: `longest` of before the cut, `mean` of after it."""
     if asked.packing not in (False, "auto"):
-        return Rows(max_length, max_length, packed=True)
-    return Rows(min(longest, max_length), min(mean, max_length))
+        return Rows(max_length, max_length, packed=True, equal=True)
+    longest = min(longest, max_length)
+    return Rows(longest, min(mean, max_length), equal=mean >= longest)
 
 
 def choose(wish: Wish, setup: Setup, rows: Rows, free_bytes: int, *, device: str = "cuda") -> Fit:
@@ -140,7 +142,7 @@ def batch_of(plan: BatchPlan, setup: Setup, rows: Rows) -> Batch:
         length=rows.longest,
         checkpointed=checkpointed(setup.shape.layers, plan.checkpointing),
         packed=rows.packed,
-        equal=rows.packed,
+        equal=rows.equal,
         varlen=rows.varlen,
         fused=rows.fused,
     )

@@ -9,8 +9,10 @@ import pytest
 
 from benchmarks.shapes import LLAMA3_8B
 from common.memory.estimate import Batch, estimate
+from common.memory.fitting import BatchPlan, batch_of, read_rows
 from common.memory.setup import Setup, read_setup
 from common.memory.shape import Shape, read_shape
+from common.schemas.hyperparameters import Hyperparameters
 from common.schemas.jobs import JobSpec
 
 # The longest micro-batch of the recipe's rows: 4 rows of 948 tokens; packed ones are full.
@@ -51,6 +53,22 @@ def test_it_is_within_three_percent_of_the_measured_peak(name: str):
     job, batch = ROWS[name]
     found = estimate(setup_of(**job), batch)
     assert found.allocated_bytes == pytest.approx(MEASURED[name], rel=0.03)
+
+
+def test_rows_of_one_length_leave_no_holes_in_the_allocator():
+    """What an H100 reserved on the plain path, 2026-11-26: 8 rows of 901 tokens, every layer recomputed."""
+    sizes = {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 12, "vocab_size": 400}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False}
+    shape = read_shape(sizes | heads | {"model_type": "llama"})
+    assert shape is not None
+    plain = setup_of(shape, hyperparameters={"kernels": "plain"})
+    asked, plan = Hyperparameters(), BatchPlan(8, 1, 1)
+    equal = read_rows(asked, longest=901, mean=901.0, max_length=2048)
+    assert estimate(plain, batch_of(plan, plain, equal)).allocated_bytes == pytest.approx(746_586_112, rel=0.05)
+    # Rows that are cut are as long as each other, and one that is shorter is enough to vary.
+    assert read_rows(asked, longest=5000, mean=2048.0, max_length=2048).equal
+    assert not read_rows(asked, longest=901, mean=900.9, max_length=2048).equal
+    assert not read_rows(asked, longest=5000, mean=2047.0, max_length=2048).equal
 
 
 def test_a_full_fine_tune_that_did_not_fit_is_one_that_does_not_fit():
