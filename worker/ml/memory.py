@@ -12,8 +12,12 @@ _RESET, _PEAK = Path("/proc/self/clear_refs"), "5"
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin to measure anew: a process may have had a larger job before."""
+    """Begin to measure anew: a process may have had a larger job before.
+
+    On a card from what tensors hold now: blocks that are free again, as loading leaves them behind, go back first.
+    """
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     else:
         _RESET.write_text(_PEAK)
