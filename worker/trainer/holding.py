@@ -102,11 +102,14 @@ class Holder:
             return False
         try:
             from worker.ml.shell import fingerprint
-            from worker.trainer.slate import holds_pages
+            from worker.trainer.pages import free_pages
 
             self._slate.wipe()
             self._unaltered = bool((fingerprint(self._held.base.model) == self._held.print).all())
-            return self._unaltered and self._held.key is not None and not holds_pages()
+            if not self._unaltered or self._held.key is None:
+                return False
+            free_pages()
+            return True
         except Exception as error:
             print(f"the base is not kept: {error!r}")
             return False

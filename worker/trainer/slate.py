@@ -14,7 +14,6 @@ from typing import Any
 import numpy
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from bitsandbytes.functional import GlobalPageManager
 from bitsandbytes.optim import GlobalOptimManager
 from transformers.utils import logging as transformers_logging
 
@@ -53,11 +52,6 @@ def give_memory_back() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     ctypes.CDLL(None).malloc_trim(0)
-
-
-def holds_pages() -> bool:
-    """Return whether paged optimizer state was made: bitsandbytes 0.50 never frees it."""
-    return bool(GlobalPageManager.get_instance().paged_tensors)
 
 
 def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
