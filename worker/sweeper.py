@@ -14,7 +14,7 @@ import threading
 import time
 
 from sqlalchemy import delete, insert, select, update
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
@@ -38,6 +38,8 @@ IDEMPOTENCY_S = 86_400.0
 # Quotas look back over a calendar month.
 USAGE_S = 62 * 86_400.0
 COLLECT_S = 3600.0
+# So many leases are ended in one transaction: a worker that is late with its renewal waits no longer than for these.
+EXPIRE_MOST = 100
 _log = logging.getLogger(__name__)
 
 
@@ -101,11 +103,9 @@ class Sweeper:
     def sweep(self) -> None:
         """Expire what is late, ring for what waits, forget what is old."""
         with self._context.read() as session:
-            late = list(session.scalars(select(JobRow.id).where(JobRow.lease_expires_at < db_now())))
-        for job_id in late:
-            with self._context.write() as session:
-                if status := lifecycle.expire(session, job_id):
-                    _log.warning("%s: the lease ended; the job is %s", job_id, status)
+            late = list(session.scalars(select(JobRow.id).where(JobRow.lease_expires_at < before(0))))
+        for place in range(0, len(late), EXPIRE_MOST):
+            self._expire(late[place : place + EXPIRE_MOST])
         with self._context.read() as session:
             rings = _waiting(session)
         for which, times in rings.items():
@@ -118,6 +118,22 @@ class Sweeper:
             session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < before(IDEMPOTENCY_S)))
             outbox.forget(session)
             session.execute(delete(UsageRow).where(UsageRow.ended_at < before(USAGE_S)))
+
+    def _expire(self, job_ids: list[str]) -> None:
+        """Expire in one transaction, for a site may lose all its workers at once; one bad row stops no other job."""
+        try:
+            with self._context.write() as session:
+                settled = lifecycle.expire(session, job_ids)
+        except (DataError, IntegrityError) as error:
+            if len(job_ids) == 1:
+                _log.error("%s: the lease ended, but its row cannot be changed (%s)", job_ids[0], error.orig)
+                return
+            middle = len(job_ids) // 2
+            self._expire(job_ids[:middle])
+            self._expire(job_ids[middle:])
+            return
+        for job_id, status in settled.items():
+            _log.warning("%s: the lease ended; the job is %s", job_id, status)
 
     def _remove_expired(self) -> None:
         try:

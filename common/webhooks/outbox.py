@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,21 @@ class Due:
 
 
 @dataclass(frozen=True)
+class _Message:
+    """What is to be told to one webhook."""
+
+    webhook_id: str
+    type: str
+    facts: dict[str, Any]
+    job_id: str | None
+    id: str = field(default_factory=lambda: new_id("msg"))
+
+    def body(self, at: float) -> str:
+        told = {"type": self.type, "timestamp": moment(at).isoformat().replace("+00:00", "Z"), "data": self.facts}
+        return json.dumps(told, ensure_ascii=False, separators=(",", ":"))
+
+
+@dataclass(frozen=True)
 class Result:
     """How an attempt went: the status that was answered, or why there was none."""
 
@@ -62,22 +77,29 @@ class Result:
         return self.answer is not None and 200 <= self.answer < 300
 
 
-def record(session: Session, job_id: str, cursor: int, message: str) -> None:
-    """Write down for each webhook of the job's tenant that the job has come into its present status."""
+def record(session: Session, entered: Mapping[str, tuple[int, str]]) -> None:
+    """Write down for each webhook of a job's tenant that the job has come into its present status.
+
+    Args:
+        entered: by the id of the job, the cursor and the message of the event by which it came there.
+    """
     wanted = (
-        select(_hooks.c.id, _hooks.c.events)
+        select(_hooks.c.id, _hooks.c.events, _jobs.c.id.label("job_id"))
         .join(_jobs, _jobs.c.tenant == _hooks.c.tenant)
-        .where(_jobs.c.id == job_id, _hooks.c.disabled_at.is_(None))
+        .where(_jobs.c.id.in_(entered), _hooks.c.disabled_at.is_(None))
     )
     # Held until the commit: a webhook that is being removed must not take the job's transaction down with it.
     hooks = session.execute(wanted.with_for_update(read=True, key_share=True, of=_hooks)).all()
     if not hooks:
         return
-    job = session.execute(select(_jobs).where(_jobs.c.id == job_id)).one()
-    told = f"job.{job.status}"
+    found = {job.id: job for job in session.execute(select(_jobs).where(_jobs.c.id.in_({row.job_id for row in hooks})))}
+    messages = []
     for hook in hooks:
+        job = found[hook.job_id]
+        told = f"job.{job.status}"
         if hook.events is None or told in hook.events:
-            _insert(session, hook.id, told, _facts(job, cursor, message), job_id)
+            messages.append(_Message(hook.id, told, _facts(job, *entered[job.id]), job.id))
+    _insert(session, messages)
 
 
 def _facts(job: Any, cursor: int, message: str) -> dict[str, Any]:
@@ -97,27 +119,24 @@ def _facts(job: Any, cursor: int, message: str) -> dict[str, Any]:
 def ping(session: Session, webhook_id: str) -> str:
     """Write down a message that says nothing but that the webhook works; return its id."""
     facts = {"webhook": webhook_id, "message": "This webhook works."}
-    return _insert(session, webhook_id, PING, facts, None)
+    message = _Message(webhook_id, PING, facts, None)
+    _insert(session, [message])
+    return message.id
 
 
-def _insert(session: Session, webhook_id: str, told: str, facts: dict[str, Any], job_id: str | None) -> str:
-    message_id, now = new_id("msg"), clock(session)
-    body = {"type": told, "timestamp": moment(now).isoformat().replace("+00:00", "Z"), "data": facts}
-    session.execute(
-        insert(_outbox).values(
-            id=message_id,
-            webhook_id=webhook_id,
-            type=told,
-            job_id=job_id,
-            body=json.dumps(body, ensure_ascii=False, separators=(",", ":")),
-            state="pending",
-            attempts=0,
-            failures=0,
-            next_at=now,
-            created_at=now,
-        )
-    )
-    return message_id
+def _insert(session: Session, messages: Sequence[_Message]) -> None:
+    if not messages:
+        return
+    now = clock(session)
+    common = {"state": "pending", "attempts": 0, "failures": 0, "next_at": now, "created_at": now}
+    rows = [
+        common | {
+            "id": message.id, "webhook_id": message.webhook_id, "type": message.type, "job_id": message.job_id,
+            "body": message.body(now),
+        }
+        for message in messages
+    ]  # fmt: skip
+    session.execute(insert(_outbox), rows)
 
 
 def claim(session: Session, most: int, busy: Collection[str]) -> list[Due]:

@@ -118,7 +118,7 @@ def test_an_export_is_lost_and_claimed_again(jobs: Jobs):
     made, _ = export(jobs, source)
     first = jobs.claim()
     jobs.end_lease(made)
-    assert jobs.do(lifecycle.expire, made) == "queued"
+    assert jobs.expire(made) == "queued"
     second = jobs.claim("other")
     assert (second.job_id, second.epoch) == (made, first.epoch + 1)
     assert jobs.do(lifecycle.fault, second, INFRA, LIMITS) == "queued"

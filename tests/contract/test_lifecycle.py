@@ -71,6 +71,9 @@ class Jobs:
         with self.sessions.write() as session:
             session.execute(late)
 
+    def expire(self, job_id: str) -> str | None:
+        return self.do(lifecycle.expire, [job_id]).get(job_id)
+
     def age(self, job_id: str, seconds: float) -> None:
         older = {"created_at": JobRow.created_at - seconds, "queued_at": JobRow.queued_at - seconds}
         with self.sessions.write() as session:
@@ -104,7 +107,7 @@ def test_nothing_to_claim(jobs: Jobs):
 def test_each_claim_raises_the_epoch(jobs: Jobs):
     first = jobs.running()
     jobs.end_lease(first.job_id)
-    assert jobs.do(lifecycle.expire, first.job_id) == "queued"
+    assert jobs.expire(first.job_id) == "queued"
     second = jobs.claim("other")
     assert second.epoch == first.epoch + 1
 
@@ -126,7 +129,7 @@ def test_a_stale_attempt_writes_nothing(jobs: Jobs, write: Callable, how: str):
     stale = jobs.running()
     jobs.end_lease(stale.job_id)
     if how != "late":
-        jobs.do(lifecycle.expire, stale.job_id)
+        jobs.expire(stale.job_id)
     if how == "claimed again":
         jobs.claim("other")
     if how == "same worker, next epoch":
@@ -240,7 +243,7 @@ def test_a_wish_decides_where_an_interrupted_run_goes(jobs: Jobs, wish: str, tar
         jobs.do(lifecycle.fault, claim, INFRA, LIMITS)
     else:
         jobs.end_lease(claim.job_id)
-        jobs.do(lifecycle.expire, claim.job_id)
+        jobs.expire(claim.job_id)
     row = jobs.row(claim.job_id)
     assert row.status == target and (row.finished_at is not None) == (target == "cancelled")
     assert jobs.events(claim.job_id)[-1] == f"job.{target}"
@@ -282,7 +285,7 @@ def test_terminal_states_never_leave(jobs: Jobs):
     for verb in (lifecycle.request_cancel, lifecycle.pause, lifecycle.resume):
         with pytest.raises(WrongState):
             jobs.do(verb, "t", job_id)
-    assert jobs.do(lifecycle.expire, job_id) is None
+    assert jobs.expire(job_id) is None
     assert jobs.status(job_id) == "failed"
 
 
@@ -356,13 +359,13 @@ def test_a_lost_checker_gives_way(jobs: Jobs):
     jobs.do(lifecycle.claim_preflight, "checker", 60)
     assert jobs.do(lifecycle.claim_preflight, "other", 60) is None
     jobs.end_lease(job_id)
-    assert jobs.do(lifecycle.expire, job_id) == "validating"
+    assert jobs.expire(job_id) == "validating"
     assert jobs.do(lifecycle.claim_preflight, "other", 60).job_id == job_id
 
 
 def test_a_live_lease_does_not_expire(jobs: Jobs):
     claim = jobs.running()
-    assert jobs.do(lifecycle.expire, claim.job_id) is None
+    assert jobs.expire(claim.job_id) is None
     assert jobs.status(claim.job_id) == "running"
 
 
@@ -386,7 +389,7 @@ def test_metrics_of_a_repeated_step_come_from_the_last_attempt(jobs: Jobs):
     for step in (1, 2, 3):
         jobs.do(lifecycle.advance, first, metrics=[MetricPoint(step, {"loss": 9.0})])
     jobs.end_lease(first.job_id)
-    jobs.do(lifecycle.expire, first.job_id)
+    jobs.expire(first.job_id)
     second = jobs.claim()
     for step in (2, 3):
         jobs.do(lifecycle.advance, second, metrics=[MetricPoint(step, {"loss": 5.0})])

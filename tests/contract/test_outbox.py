@@ -46,7 +46,7 @@ class Hooks(Jobs):
         """Let time pass for every delivery."""
         self.do(lambda session: session.execute(update(DeliveryRow).values(values)))
 
-    def row(self, delivery_id: str) -> DeliveryRow:  # type: ignore[override]
+    def delivery(self, delivery_id: str) -> DeliveryRow:
         [found] = self.outbox(id=delivery_id)
         return found
 
@@ -72,7 +72,7 @@ def test_every_change_of_status_is_told_once(hooks: Hooks):
     assert hooks.told(hook) == job
     lost = hooks.running()
     hooks.end_lease(lost.job_id)
-    hooks.do(lifecycle.expire, lost.job_id)
+    hooks.expire(lost.job_id)
     refused = hooks.submit()
     check = hooks.do(lifecycle.claim_preflight, "c", 60)
     hooks.do(lifecycle.reject, check, Failure("user_error", "bad_rows", "Row 7 is broken."))
@@ -136,7 +136,7 @@ def test_who_dies_with_a_delivery_loses_it(hooks: Hooks):
     assert hooks.do(outbox.settle, first, BROKEN) is None, "whoever comes late writes nothing"
     assert hooks.do(outbox.settle, second, TAKEN) == "delivered"
     assert hooks.do(outbox.settle, second, BROKEN) is None
-    assert hooks.row(first.id).attempts == 2
+    assert hooks.delivery(first.id).attempts == 2
 
 
 def test_attempts_follow_the_schedule_and_end(hooks: Hooks):
@@ -153,7 +153,7 @@ def test_attempts_follow_the_schedule_and_end(hooks: Hooks):
     assert 2.5 < sum(outbox.SCHEDULE_S) / 86_400 < 4, "days, and no more"
     [due] = hooks.claim_due()
     assert hooks.do(outbox.settle, due, BROKEN) == "failed"
-    assert hooks.row(due.id).answer == 500 and not hooks.enabled(hook), "nothing was taken in all that time"
+    assert hooks.delivery(due.id).answer == 500 and not hooks.enabled(hook), "nothing was taken in all that time"
     hooks.submit()
     assert len(hooks.outbox()) == 1, "a webhook that is off is told nothing"
 
@@ -163,7 +163,7 @@ def test_a_webhook_that_took_something_meanwhile_stays(hooks: Hooks):
     first = hooks.submit()
     hooks.submit()
     hooks.edit(failures=len(outbox.SCHEDULE_S))
-    one, other = sorted(hooks.claim_due(), key=lambda due: hooks.row(due.id).job_id != first)
+    one, other = sorted(hooks.claim_due(), key=lambda due: hooks.delivery(due.id).job_id != first)
     assert hooks.do(outbox.settle, other, TAKEN) == "delivered"
     assert hooks.do(outbox.settle, one, BROKEN) == "failed" and hooks.enabled(hook)
 
@@ -174,7 +174,7 @@ def test_gone_is_gone(hooks: Hooks):
     gone, waiting = hooks.claim_due()
     assert hooks.do(outbox.settle, gone, Result(410, "the receiver answered 410")) == "failed"
     assert not hooks.enabled(hook)
-    assert hooks.row(waiting.id).state == "failed" and "410 Gone" in hooks.row(waiting.id).error
+    assert hooks.delivery(waiting.id).state == "failed" and "410 Gone" in hooks.delivery(waiting.id).error
     assert hooks.do(outbox.settle, waiting, TAKEN) is None and hooks.claim_due() == []
     hooks.do(registry.change, SETTINGS, "t", hook, WebhookChange(enabled=True))
     hooks.submit()

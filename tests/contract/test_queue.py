@@ -282,7 +282,7 @@ ENDS: dict[str, Callable] = {
         session, claim, Failure("crash", "died", "It died."), Limits(1, 1)
     ),
     "release": lambda session, claim: lifecycle.release(session, claim, Event("job.released", "x")),
-    "expire": lambda session, claim: lifecycle.expire(session, claim.job_id),
+    "expire": lambda session, claim: lifecycle.expire(session, [claim.job_id]),
 }
 
 

@@ -95,7 +95,7 @@ def test_a_stuck_transaction_does_not_keep_the_sweeper_from_other_jobs(postgres_
     found: list[str | None] = []
 
     def sweep() -> None:
-        found.extend(jobs.do(lifecycle.expire, claim.job_id) for claim in (stuck, other))
+        found.extend(jobs.expire(claim.job_id) for claim in (stuck, other))
 
     with jobs.sessions.write() as session:
         lifecycle.advance(session, stuck, progress={"step": 1})
@@ -105,7 +105,7 @@ def test_a_stuck_transaction_does_not_keep_the_sweeper_from_other_jobs(postgres_
         sweeping.start()
         sweeping.join(5)
         assert found == [None, "queued"], "the sweeper waits for a row that somebody holds"
-    assert jobs.do(lifecycle.expire, stuck.job_id) == "queued"
+    assert jobs.expire(stuck.job_id) == "queued"
 
 
 def _late(jobs: Jobs, job_id: str) -> bool:
@@ -138,7 +138,7 @@ def _freed(jobs: Jobs, job_id: str) -> bool:
         if session.scalar(query, {"id": job_id}) is None:
             return False
     jobs.end_lease(job_id)
-    return jobs.do(lifecycle.expire, job_id) == "queued"
+    return jobs.expire(job_id) == "queued"
 
 
 @pytest.mark.parametrize("wish", [lifecycle.request_cancel, lifecycle.pause])

@@ -90,7 +90,7 @@ def deeds_of_others(job: model.Job) -> dict[str, Deed]:
         "cancel": (lambda s: lifecycle.request_cancel(s, job.tenant, job.id), model.request_cancel),
         "pause": (lambda s: lifecycle.pause(s, job.tenant, job.id), model.pause),
         "resume": (lambda s: lifecycle.resume(s, job.tenant, job.id), model.resume),
-        "expire": (lambda s: lifecycle.expire(s, job.id), model.expire),
+        "expire": (lambda s: lifecycle.expire(s, [job.id]).get(job.id), model.expire),
     }
 
 

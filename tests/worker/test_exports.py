@@ -85,7 +85,7 @@ def test_an_export_whose_worker_is_lost_publishes_nothing_stale(bench: Bench):
     first = bench.wait(made, lambda row: row.step > 2)
     with bench.context.write() as session:
         session.execute(update(JobRow).where(JobRow.id == made).values(lease_expires_at=db_now() - 1))
-        assert lifecycle.expire(session, made) == "queued"
+        assert lifecycle.expire(session, [made]) == {made: "queued"}
         lifecycle.pause(session, TENANT, made)
     thread.join(20)
     assert bench.row(made).status == "paused" and not trainers(bench)

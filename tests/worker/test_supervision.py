@@ -172,7 +172,7 @@ def test_a_worker_that_lost_its_lease_writes_nothing(bench: Bench):
     with bench.context.write() as session:
         session.execute(update(JobRow).where(JobRow.id == job_id).values(lease_expires_at=db_now() - 1))
         # Not claimed again by the same worker, whose queue is what waits.
-        assert lifecycle.expire(session, job_id) == "queued"
+        assert lifecycle.expire(session, [job_id]) == {job_id: "queued"}
         lifecycle.pause(session, TENANT, job_id)
     thread.join(20)
     after = bench.row(job_id)

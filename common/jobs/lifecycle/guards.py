@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Table, and_, case, insert, select, update
@@ -79,7 +79,7 @@ def add(
         ]
         session.execute(insert(LabelRow).values(labels))
     insert_events(session, job_id, 1, [event])
-    outbox.record(session, job_id, 1, event.message)
+    outbox.record(session, {job_id: (1, event.message)})
     return job_id
 
 
@@ -115,16 +115,24 @@ def change(
     session: Session, where: Sequence[ColumnElement[bool]], values: dict[str, Any], event: Event | EventOf
 ) -> str | None:
     """Run one guarded UPDATE with its event; return the new status, or None where the guard held nothing."""
+    changed = change_each(session, where, values, event)
+    return next(iter(changed.values()), None)
+
+
+def change_each(
+    session: Session, where: Sequence[ColumnElement[bool]], values: dict[str, Any], event: Event | EventOf
+) -> dict[str, str]:
+    """Run one guarded UPDATE with an event for each job that it changes; return their new states by id."""
     numbered = values | {"seq": jobs.c.seq + 1, "version": jobs.c.version + 1}
     statement = update(jobs).where(*where).values(numbered).returning(jobs.c.id, jobs.c.status, jobs.c.seq)
-    row = session.execute(statement).one_or_none()
-    if row is None:
-        return None
-    told = event if isinstance(event, Event) else event(row.status)
-    insert_events(session, row.id, row.seq, [told])
+    rows = session.execute(statement).all()
+    if not rows:
+        return {}
+    told = [(row.id, row.seq, event if isinstance(event, Event) else event(row.status)) for row in rows]
+    _insert_events(session, told)
     if "status" in values:
-        outbox.record(session, row.id, row.seq, told.message)
-    return str(row.status)
+        outbox.record(session, {job_id: (seq, said.message) for job_id, seq, said in told})
+    return {row.id: str(row.status) for row in rows}
 
 
 def settle(session: Session, claim: Claim, verb: states.Verb, values: dict[str, Any], event: Event | EventOf) -> str:
@@ -134,14 +142,14 @@ def settle(session: Session, claim: Claim, verb: states.Verb, values: dict[str, 
     if status is None:
         raise LeaseLost(f"attempt {claim.epoch} no longer owns {claim.job_id}: {verb} was refused")
     if verb in _LEAVING:
-        book_usage(session, claim.job_id)
+        book_usage(session, [claim.job_id])
     return status
 
 
-def book_usage(session: Session, job_id: str) -> None:
-    """Note the time for which the attempt that has just ended held its worker."""
+def book_usage(session: Session, job_ids: Collection[str]) -> None:
+    """Note the time for which the attempts at these jobs, which have just ended, held their workers."""
     held = select(jobs.c.id, jobs.c.epoch, jobs.c.tenant, jobs.c.claimed_at, db_now()).where(
-        jobs.c.id == job_id, jobs.c.claimed_at.is_not(None)
+        jobs.c.id.in_(job_ids), jobs.c.claimed_at.is_not(None)
     )
     session.execute(insert(UsageRow).from_select(["job_id", "epoch", "tenant", "started_at", "ended_at"], held))
 
@@ -188,29 +196,33 @@ def take(
         return None
     insert_events(session, row.id, row.seq, [event])
     if "status" in values:
-        outbox.record(session, row.id, row.seq, event.message)
+        outbox.record(session, {row.id: (row.seq, event.message)})
     return Claim(row.id, row.tenant, row.epoch, worker_id, lease_s, row.desired)
 
 
 def insert_events(session: Session, job_id: str, first_seq: int, events: Sequence[Event]) -> None:
     """Append events to a job's history, numbered from `first_seq`."""
     if events:
-        at = clock(session)
-        session.execute(
-            insert(EventRow),
-            [
-                {
-                    "job_id": job_id,
-                    "seq": first_seq + offset,
-                    "at": at,
-                    "name": event.name,
-                    "level": event.level,
-                    "message": event.message,
-                    "data": event.data,
-                }
-                for offset, event in enumerate(events)
-            ],
-        )
+        _insert_events(session, [(job_id, first_seq + offset, event) for offset, event in enumerate(events)])
+
+
+def _insert_events(session: Session, numbered: Sequence[tuple[str, int, Event]]) -> None:
+    at = clock(session)
+    session.execute(
+        insert(EventRow),
+        [
+            {
+                "job_id": job_id,
+                "seq": seq,
+                "at": at,
+                "name": event.name,
+                "level": event.level,
+                "message": event.message,
+                "data": event.data,
+            }
+            for job_id, seq, event in numbered
+        ],
+    )
 
 
 def failed_event(failure: Failure) -> Event:
