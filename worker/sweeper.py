@@ -103,7 +103,7 @@ class Sweeper:
     def sweep(self) -> None:
         """Expire what is late, ring for what waits, forget what is old."""
         with self._context.read() as session:
-            late = list(session.scalars(select(JobRow.id).where(JobRow.lease_expires_at < before(0))))
+            late = list(session.scalars(select(JobRow.id).where(JobRow.lease_expires_at < db_now())))
         for place in range(0, len(late), EXPIRE_MOST):
             self._expire(late[place : place + EXPIRE_MOST])
         with self._context.read() as session:
