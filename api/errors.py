@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -16,6 +16,7 @@ from starlette.responses import Response
 from api import problems, validation
 from api.problems import FieldProblem
 from common import errors
+from common.db import refusals
 from common.errors import TuneryError
 
 RETRY_AFTER_S = 5
@@ -48,7 +49,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(TuneryError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    for away in (OperationalError, InterfaceError, PoolTimeout):
+    for away in (OperationalError, InterfaceError, ProgrammingError, PoolTimeout):
         app.add_exception_handler(away, _database_away)
 
 
@@ -134,13 +135,8 @@ async def _http(request: Request, error: Any) -> Response:
 
 
 async def _database_away(request: Request, error: Any) -> Response:
+    if isinstance(error, ProgrammingError) and not refusals.is_outdated(error):
+        raise error  # a mistake of our own
     reason = error.orig if isinstance(error, DBAPIError) else error
-    _log.warning("request %s: the database did not answer: %s", request_id(request), reason)
-    return problems.response(
-        request.scope,
-        503,
-        "the database does not answer",
-        code="database_away",
-        hint="Try again soon; GET /readyz says which part is away.",
-        headers=_headers(503),
-    )
+    _log.warning("request %s: %s: %s", request_id(request), refusals.told(error), reason)
+    return await _refused(request, refusals.told(error))

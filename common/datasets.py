@@ -134,7 +134,11 @@ def keep(session: Session, tenant: str, dataset_id: str) -> DatasetRow:
 def _found(session: Session, query: Select[Any]) -> DatasetRow:
     row: DatasetRow | None = session.scalar(query)
     if row is None:
-        raise NotFound("there is no such dataset", param="id", hint="GET /datasets lists those of your key's tenant.")
+        raise NotFound(
+            "there is no such dataset",
+            param="id",
+            hint="`tunery datasets list` (GET /datasets) lists those of your key's tenant.",
+        )
     return row
 
 

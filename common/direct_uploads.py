@@ -21,7 +21,7 @@ from common.datasets import Content
 from common.db.engine import clock, db_now
 from common.db.locks import lock
 from common.db.rows import DatasetRow, UploadRow
-from common.errors import InfraError, InvalidInput, NotFound, WrongState
+from common.errors import InfraError, InvalidInput, NotFound, OverQuota, WrongState
 from common.ids import new_id
 from common.schemas.uploads import PartLink, PartLinkList, UploadPart
 from common.storage import keys
@@ -61,6 +61,7 @@ def begin(context: Context, tenant: str, content: Content) -> tuple[Standing, bo
 
     Raises:
         InvalidInput: the tenant has the content, and it is not so long.
+        OverQuota: as many uploads of the tenant are unfinished as may be.
     """
     dataset = datasets.known(context, tenant, content)
     if dataset is not None:
@@ -83,11 +84,16 @@ def _begin_new(context: Context, tenant: str, content: Content) -> tuple[Standin
     row = _new(context, tenant, content)
     key = keys.whole_upload(tenant, row.id)
     row.store_upload = context.store.begin_parts(key)
-    with context.write() as session:
-        other = _resume(context, session, tenant, content)
-        if other is None:
-            _insert(context, session, row)
-            return Standing(row, PENDING, []), True
+    try:
+        with context.write() as session:
+            other = _resume(context, session, tenant, content)
+            if other is None:
+                upload_rows.admit(session, context.settings, tenant)
+                _insert(context, session, row)
+                return Standing(row, PENDING, []), True
+    except OverQuota:
+        context.store.abort_parts(key, row.store_upload)
+        raise
     context.store.abort_parts(key, row.store_upload)
     return Standing(other, PENDING, _arrived(context.store, other)), False
 

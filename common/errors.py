@@ -9,7 +9,7 @@ TuneryError
 │   ├── NotFound         no such thing in this tenant
 │   ├── WrongState       the job cannot do that now
 │   ├── TooLarge         more bytes than the operator allows
-│   └── OverQuota        more jobs than the operator allows the tenant; later it may pass
+│   └── OverQuota        more jobs or uploads than the operator allows the tenant; later it may pass
 ├── InfraError           a part of the installation is away; the same call may pass later
 │   ├── SourceAway       where the user's data lie does not answer: not waited for without an end
 │   ├── SourceSlow       it answers too slowly: tried thrice, since it holds a worker each time
@@ -118,7 +118,7 @@ class TooLarge(UserError):
 
 
 class OverQuota(UserError):
-    """More jobs than the operator allows this tenant. The same call may pass later."""
+    """More jobs or uploads than the operator allows this tenant. The same call may pass later."""
 
     code = "over_quota"
 

@@ -21,7 +21,7 @@ from common.jobs import forecast, line, quotas
 from common.jobs.lifecycle import Event
 from common.keys import Caller
 from common.memory import fitting
-from common.memory.fits import on_worker, on_workers
+from common.memory.fits import on_worker, on_workers, room
 from common.memory.fitting import BatchPlan, Rows
 from common.memory.setup import read_setup
 from common.memory.shape import Shape, read_shape, stored_shape
@@ -95,10 +95,11 @@ def of_check(session: Session, spec: JobSpec, report: Mapping[str, Any]) -> tupl
     if not fits or any(worker.fits is not False for worker in fits):
         return {"memory": told}, []
     message = (
-        f"about {memory.total_bytes / 2**30:.1f} GiB are needed, more than the card of any worker has (the largest is "
-        f"{memory.device}): it may run out of memory; a smaller batch or max_length, or checkpointing, takes less"
+        f"about {memory.total_bytes / 2**30:.1f} GiB are needed, more than the card of any worker has free "
+        f"(the largest is {memory.device}): it may run out of memory; a smaller batch or max_length, or checkpointing, "
+        "takes less"
     )
-    data = {"needed_bytes": memory.total_bytes, "largest_bytes": max(worker.vram_bytes or 0 for worker in fits)}
+    data = {"needed_bytes": memory.total_bytes, "largest_bytes": max(room(worker) or 0 for worker in crew)}
     return {"memory": told}, [Event("memory.tight", message, "warning", data)]
 
 

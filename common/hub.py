@@ -106,7 +106,7 @@ def hub_errors(what: str, param: str = _PARAM) -> Iterator[None]:
             f"{what}: this server does not use the hub",
             code="hub_offline",
             param=param,
-            hint="Name a base model of the server: GET /base-models lists them.",
+            hint="Name a base model of the server: `tunery models` (GET /base-models) lists them.",
         ) from error
     except (HfHubHTTPError, HTTPError) as error:
         if _refuses(error):

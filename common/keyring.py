@@ -24,7 +24,7 @@ def bearer_key(authorization: str) -> str:
     if scheme.lower() != "bearer" or not key or len(key) > _KEY_MAX:
         raise Unauthenticated(
             "no API key was sent",
-            hint="Send `Authorization: Bearer <key>`; `tunery keys create` makes one.",
+            hint="Set TUNERY_API_KEY, or send `Authorization: Bearer <key>`; `tunery keys create` makes a key.",
         )
     return key
 

@@ -75,7 +75,7 @@ def _valid(session: Session, condition: ColumnElement[bool]) -> ApiKeyRow:
     if row is None:
         raise Unauthenticated(
             "the API key is not known, or was revoked",
-            hint="Send `Authorization: Bearer <key>`; `tunery keys create` makes one.",
+            hint="Set TUNERY_API_KEY, or send `Authorization: Bearer <key>`; `tunery keys create` makes a key.",
         )
     return row
 
@@ -104,7 +104,7 @@ def revoke(session: Session, tenant: str, key_id: str) -> ApiKeyRow:
     """
     row = session.scalar(select(ApiKeyRow).where(ApiKeyRow.tenant == tenant, ApiKeyRow.id == key_id))
     if row is None:
-        raise NotFound("there is no such key", param="id", hint="GET /keys lists them.")
+        raise NotFound("there is no such key", param="id", hint="`tunery keys list` (GET /keys) lists them.")
     if row.revoked_at is None:
         row.revoked_at = clock(session)
         session.flush()

@@ -22,16 +22,20 @@ from common.db.engine import clock
 from common.db.rows import DatasetRow, UploadPartRow, UploadRow
 from common.errors import InvalidInput
 from common.ids import new_id
+from common.settings import Settings
 from common.storage import keys
 from common.storage.store import Store
-from common.upload_rows import CANCELLED, COMPLETED, PENDING, found, over, own, pending
+from common.upload_rows import CANCELLED, COMPLETED, PENDING, admit, found, over, own, pending
 
 LASTS_S = 3600
 PART_BYTES_MAX = 64 * 2**20
 
 
-def create(session: Session, tenant: str, *, name: str, num_bytes: int, lasts_s: int | None) -> UploadRow:
-    """Insert an upload that waits for its parts."""
+def create(
+    session: Session, settings: Settings, tenant: str, *, name: str, num_bytes: int, lasts_s: int | None
+) -> UploadRow:
+    """Insert an upload that waits for its parts; raises OverQuota where too many do."""
+    admit(session, settings, tenant)
     began = clock(session)
     row = UploadRow(
         id=new_id("upload"),

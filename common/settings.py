@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     upload_idle_s: float = Field(
         86_400, gt=0, description="An upload straight to S3 is given up when its client has not asked for so long."
     )
+    max_unfinished_uploads: int = Field(
+        20, ge=1, description="Uploads in parts that a tenant may have begun and not ended, of both kinds together."
+    )
     max_dataset_bytes: int = Field(
         8 * 2**30, ge=1, description="Largest dataset that is fetched or uploaded in parts, and decoded."
     )

@@ -6,9 +6,10 @@ from sqlalchemy import ColumnElement, Select, select
 from sqlalchemy.orm import Session
 
 from common.context import Context
-from common.db.engine import clock, db_now
+from common.db.engine import clock, db_now, once
+from common.db.locks import lock
 from common.db.rows import UploadRow
-from common.errors import InvalidInput, NotFound, WrongState
+from common.errors import InvalidInput, NotFound, OverQuota, WrongState
 from common.settings import Settings
 
 PENDING, COMPLETED, CANCELLED, EXPIRED, FAILED = "pending", "completed", "cancelled", "expired", "failed"
@@ -23,6 +24,22 @@ def check_size(settings: Settings, num_bytes: int) -> None:
             param="bytes",
             hint="Split it, or ask the operator about TUNERY_MAX_DATASET_BYTES.",
         )
+
+
+def admit(session: Session, settings: Settings, tenant: str) -> None:
+    """Raise OverQuota unless the tenant may begin one more upload. Nobody else does until the transaction ends."""
+    lock(session, f"{tenant}/uploads")
+    unfinished = (UploadRow.tenant == tenant, UploadRow.state == PENDING, UploadRow.expires_at >= once(db_now()))
+    oldest = session.scalars(select(UploadRow).where(*unfinished).order_by(UploadRow.expires_at)).all()
+    most = settings.max_unfinished_uploads
+    if len(oldest) < most:
+        return
+    raise OverQuota(
+        f"{len(oldest)} uploads of your tenant are unfinished, and {most} may be",
+        code="quota_uploads",
+        hint=f"Complete or cancel one, for instance {oldest[0].id} of {oldest[0].name!r}, or ask the operator for more "
+        "(TUNERY_MAX_UNFINISHED_UPLOADS). One that nobody goes on with is given up by itself.",
+    )
 
 
 def own(tenant: str, upload_id: str, *, direct: bool) -> Select[UploadRow]:

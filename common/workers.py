@@ -21,7 +21,10 @@ FORGET_S = 86_400.0
 
 @dataclass(frozen=True)
 class Beat:
-    """What a worker reports: its place, device, and what it is doing. `vram_bytes` is the card's whole memory."""
+    """What a worker reports: its place, device, and what it is doing. `vram_bytes` is the card's whole memory.
+
+    `free_bytes` is what others left of it when this worker last held nothing there.
+    """
 
     id: str
     name: str
@@ -32,6 +35,7 @@ class Beat:
     state: str
     job_id: str | None = None
     base_model: str | None = None
+    free_bytes: int | None = None
 
 
 def beat(session: Session, report: Beat) -> str:
@@ -80,7 +84,7 @@ def drain(session: Session, worker_id: str) -> Worker:
     query = select(WorkerRow, WorkerRow.heartbeat_at < db_now() - SILENT_S).where(WorkerRow.id == worker_id)
     found = session.execute(query).one_or_none()
     if found is None:
-        raise NotFound("there is no such worker", param="id", hint="GET /workers lists them.")
+        raise NotFound("there is no such worker", param="id", hint="`tunery workers` (GET /workers) lists them.")
     row, silent = found
     row.desired = "drain"
     session.flush()
@@ -98,6 +102,7 @@ def _shown(row: WorkerRow, silent: bool) -> Worker:
         device=row.device,
         device_name=row.device_name,
         vram_bytes=row.vram_bytes,
+        free_bytes=row.free_bytes,
         base_model=None if gone else row.base_model,
         job=None if gone else row.job_id,
         heartbeat_at=moment(row.heartbeat_at),

@@ -19,17 +19,28 @@ _POLL_S = 0.2
 _log = logging.getLogger(__name__)
 
 
+def _ignore(message: Message) -> None:
+    pass
+
+
 def ask(
-    command: Sequence[str], folder: Path, settings: Settings, alive: Callable[[], None], timeout_s: float
+    command: Sequence[str],
+    folder: Path,
+    settings: Settings,
+    alive: Callable[[], None],
+    timeout_s: float,
+    hear: Callable[[Message], None] = _ignore,
 ) -> Result | Failure:
     """Run `command` as a child in `folder`; return its report, or why it says no, or how it died.
 
+    `hear` takes what it says before that.
+
     Raises:
-        Whatever `alive` raises, which is asked all the time; the child is then ended.
+        Whatever `hear` raises, or `alive`, which is asked all the time; the child is then ended.
     """
     child = Child(command, folder, protocol.decode, address_space_bytes=settings.preflight_memory_bytes)
     try:
-        answer, late = _listen(child, alive, time.monotonic() + timeout_s)
+        answer, late = _listen(child, alive, hear, time.monotonic() + timeout_s)
     except BaseException:
         child.kill()
         raise
@@ -57,7 +68,9 @@ def ask(
     )
 
 
-def _listen(child: Child[Message], alive: Callable[[], None], deadline: float) -> tuple[Result | Failed | None, bool]:
+def _listen(
+    child: Child[Message], alive: Callable[[], None], hear: Callable[[Message], None], deadline: float
+) -> tuple[Result | Failed | None, bool]:
     answer: Result | Failed | None = None
     while True:
         alive()
@@ -74,3 +87,5 @@ def _listen(child: Child[Message], alive: Callable[[], None], deadline: float) -
             return answer, False
         if isinstance(message, Result | Failed):
             answer = message
+        else:
+            hear(message)

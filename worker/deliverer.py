@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from common.context import Context
+from common.db import refusals
 from common.webhooks import outbox
 from common.webhooks.outbox import Due, Result
 from worker import posting
@@ -82,7 +83,7 @@ class Deliverer:
                     tasks.add(task)
                     task.add_done_callback(tasks.discard)
             except (DBAPIError, PoolTimeout) as error:
-                _log.warning("the database does not answer (%s): no webhooks are delivered", type(error).__name__)
+                _log.warning("%s; no webhooks are delivered", refusals.logged(error))
                 pause_s = _AWAY_S
             await self._pause(pause_s, tasks)
         if tasks:

@@ -26,7 +26,7 @@ from worker import bases, failures, previews, specs
 from worker.asking import ask
 from worker.heart import Heart, Interrupted
 from worker.shares import Shares
-from worker.trainer.protocol import Result, TrainSpec
+from worker.trainer.protocol import Checked, Message, Result, TrainSpec
 from worker.workplace import Device, Workplace
 from worker.writing import persist
 
@@ -61,6 +61,10 @@ class Preflight:
             # The lease runs out and the sweeper rings again.
             _log.exception("%s: the check could not be settled", claim.job_id)
 
+    def mark(self) -> int | None:
+        """Return the same all the time: nothing of a check is on a card."""
+        return 0
+
     def close(self) -> None:
         """Do nothing: a check leaves nothing behind."""
 
@@ -79,7 +83,7 @@ class _Check:
             settings = self._context.settings
             command = [settings.preflight_module, str(self._folder)]
             alive, timeout_s = self._heart.check_mere_life, settings.preflight_timeout_s
-            answer = ask(command, self._folder, settings, alive, timeout_s)
+            answer = ask(command, self._folder, settings, alive, timeout_s, self._hear)
         except UserError as error:
             self._reject(failures.of_user(error))
         except InfraError as error:
@@ -110,6 +114,16 @@ class _Check:
         path = bases.fetch(base, context.settings, alive, weights=False)
         files = specs.fetch_files(context, job, self._folder, alive)
         return specs.write(self._folder, specs.of(context.settings, self._claim, job, base, path, files), device="cpu")
+
+    def _hear(self, message: Message) -> None:
+        """Show how far the check is; what the database does not take at once is not worth a second try."""
+        if not isinstance(message, Checked):
+            return
+        try:
+            with self._context.write() as session:
+                lifecycle.checking(session, self._claim, vars(message))
+        except (DBAPIError, PoolTimeout) as error:
+            _log.warning("%s: the database did not take a report (%s)", self._claim.job_id, type(error).__name__)
 
     def _settle(self, spec: TrainSpec, answer: Result | Failure) -> None:
         if isinstance(answer, Failure):

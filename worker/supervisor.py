@@ -18,8 +18,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from common import workers
 from common.context import Context
+from common.db import refusals
 from common.jobs.lifecycle import Claim
 from common.workers import BEAT_S, Beat
+from worker.free_memory import FreeMemory
 from worker.heart import Heart
 from worker.workplace import Device, Workplace
 
@@ -40,6 +42,9 @@ class Work(Protocol):
     def run(self, context: Context, claim: Claim, heart: Heart, workplace: Workplace, device: Device) -> str | None:
         """Work off `claim`; return the base model that is now at hand, if any. Never raises."""
 
+    def mark(self) -> int | None:
+        """Return another number after each process that was given the card, and None while one has it."""
+
     def close(self) -> None:
         """End what is kept for the next job."""
 
@@ -58,16 +63,19 @@ class Supervisor:
         self._closed = threading.Event()
         self.draining = threading.Event()
         self.on_drain: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+        self._free = FreeMemory(device, work.mark)
         self._beats = threading.Thread(target=self._beat, name="beats", daemon=True)
 
     def start(self) -> None:
         """Begin to report this worker."""
+        self._free.start()
         self._beats.start()
 
     def close(self) -> None:
         """Say good-bye and clear the working folder."""
         self._work.close()
         self._closed.set()
+        self._free.close()
         if self._beats.ident is not None:
             self._beats.join(timeout=10)
         try:
@@ -108,7 +116,7 @@ class Supervisor:
                 before = time.monotonic()
                 claim = self._work.claim(self._context, self._workplace.id)
         except (DBAPIError, PoolTimeout) as error:
-            _log.warning("the database does not answer (%s); the bell will ring again", type(error).__name__)
+            _log.warning("%s; the bell will ring again", refusals.logged(error))
             return False
         if claim is None:
             return False
@@ -153,4 +161,5 @@ class Supervisor:
             state,
             self._job,
             self._base,
+            self._free.bytes,
         )

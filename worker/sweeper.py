@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from common import previews, workers
 from common.audit import collect
 from common.context import Context
+from common.db import refusals
 from common.db.engine import before, db_now
 from common.db.rows import IdempotencyRow, JobRow, LeaderRow, UsageRow
 from common.errors import InfraError
@@ -67,7 +68,7 @@ class Sweeper:
                 if self.leads():
                     self.sweep()
             except (DBAPIError, PoolTimeout) as error:
-                _log.warning("the database does not answer (%s)", type(error).__name__)
+                _log.warning("%s", refusals.logged(error))
             self.stopped.wait(self._period_s)
 
     def leads(self) -> bool:

@@ -31,12 +31,20 @@ class Trainers:
         self._key: str | None = None
         self._timer: threading.Timer | None = None
         self._closed = False
+        self._last: Child[Message] | None = None
+        self._num_started = 0
 
     def start(self, folder: Path) -> Child[Message]:
         """Start a trainer with the run in `folder`."""
         shutil.rmtree(self._home, ignore_errors=True)
         self._home.mkdir()
-        return Child([self._module, str(folder)], self._home, protocol.decode)
+        self._num_started += 1
+        self._last = Child([self._module, str(folder)], self._home, protocol.decode)
+        return self._last
+
+    def mark(self) -> int | None:
+        """Return how many trainers were started, or None while there is one."""
+        return self._num_started if self._last is None or self._last.ended else None
 
     def take(self, key: str | None) -> Child[Message] | None:
         """Return the waiting trainer if its base is the one that `key` stands for; end it otherwise."""

@@ -40,6 +40,10 @@ class Training:
         self._held_base = attempt.base_id or self._held_base
         return self._held_base
 
+    def mark(self) -> int | None:
+        """Return how many trainers were started, or None while one may have the card."""
+        return self._trainers.mark() if self._trainers is not None else 0
+
     def close(self) -> None:
         """End the process that still holds a base."""
         if self._trainers is not None:

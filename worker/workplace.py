@@ -47,17 +47,31 @@ def find_device(wanted: str) -> Device:
 
 def _cards() -> list[tuple[str, int]]:
     """Return (name, memory in MiB) of each visible card, in the order that CUDA_VISIBLE_DEVICES leaves."""
+    return [
+        (name.strip(), int(memory))
+        for name, _, memory in (line.rpartition(",") for line in _asked("name,memory.total"))
+    ]
+
+
+def free_bytes(device: str) -> int | None:
+    """Return the free memory of the card `cuda:N`, or None where the driver does not say."""
+    lines, index = _asked("memory.free"), int(device.partition(":")[2] or 0)
+    # Parts of a card, and cards that share the machine's memory, have no number there.
+    return int(lines[index]) * 2**20 if index < len(lines) and lines[index].strip().isdecimal() else None
+
+
+def _asked(fields: str) -> list[str]:
+    """Return what nvidia-smi says of each visible card, in the order that CUDA_VISIBLE_DEVICES leaves."""
     visible = visible_cards()
     if visible == []:
         return []
     # nvidia-smi does not heed CUDA_VISIBLE_DEVICES by itself.
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     query += ["--id", ",".join(visible)] if visible else []
     try:
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
+        return subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return []
-    return [(name.strip(), int(memory)) for name, _, memory in (line.rpartition(",") for line in lines)]
 
 
 class Workplace:

@@ -97,14 +97,14 @@ def shown(row: UploadRow, file: FileObject | None = None) -> UploadObject:
     )
 
 
-@router.post("", responses=openai_answers(413, 415))
+@router.post("", responses=openai_answers(413, 415, 429))
 def create_upload(body: UploadCreate, context: Installation, session: Writing, who: WhoCalls) -> UploadObject:
     """Announce a file that will arrive in parts, within an hour."""
     check_purpose(body.purpose)
     check_size(context.settings, body.bytes)
     lasts_s = body.expires_after.seconds if body.expires_after else None
-    name = uploads.plain_name(body.filename)
-    return shown(part_uploads.create(session, who.tenant, name=name, num_bytes=body.bytes, lasts_s=lasts_s))
+    settings, name = context.settings, uploads.plain_name(body.filename)
+    return shown(part_uploads.create(session, settings, who.tenant, name=name, num_bytes=body.bytes, lasts_s=lasts_s))
 
 
 @router.post("/{upload_id}/parts", openapi_extra=_PART_DOC, responses=openai_answers(404, 413))

@@ -80,12 +80,12 @@ def list_metrics(
 @router.get("/{job_id}/checkpoints", responses=problem_answers(404))
 def list_checkpoints(job_id: str, session: Reading, who: WhoCalls) -> CheckpointList:
     """List the checkpoints that lie complete in the store, the highest step first."""
-    queries.row(session, who.tenant, job_id)
+    job = queries.row(session, who.tenant, job_id)
     return CheckpointList(
         data=[
             Checkpoint(
                 step=row.step,
-                attempt=row.epoch,
+                attempt=queries.attempt_of(job, row.epoch),
                 bytes=row.bytes,
                 manifest_sha256=row.manifest_sha256,
                 created_at=moment(row.at),

@@ -45,7 +45,7 @@ def shown(standing: Standing) -> Upload:
     )
 
 
-@router.post("", status_code=201, responses=_KNOWN | problem_answers(413, 415))
+@router.post("", status_code=201, responses=_KNOWN | problem_answers(413, 415, 429))
 def begin_upload(body: UploadBegin, response: Response, context: Installation, who: WhoCalls) -> Upload:
     """Begin the upload of a large file, or go on with one that was not finished: `parts` says what is there.
 

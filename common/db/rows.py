@@ -54,6 +54,8 @@ class JobRow(Base):
     version: Mapped[int] = mapped_column(default=0)
 
     stage: Mapped[str | None] = mapped_column(String(32))
+    # How far the check is, as it last said; of a job that is not being checked it means nothing.
+    checked: Mapped[dict[str, Any] | None]
     step: Mapped[int] = mapped_column(default=0)
     max_steps: Mapped[int | None]
     loss: Mapped[float | None]
@@ -314,6 +316,7 @@ class WorkerRow(Base):
     device: Mapped[str] = mapped_column(String(32))
     device_name: Mapped[str | None] = mapped_column(String(128))
     vram_bytes: Mapped[int | None]
+    free_bytes: Mapped[int | None]
     job_id: Mapped[str | None] = mapped_column(Id)
     base_model: Mapped[str | None]
     started_at: Mapped[float]

@@ -15,7 +15,17 @@ from common.db.rows import ArtifactRow, CheckpointRow, EventRow, JobRow, MetricR
 from common.errors import NotFound
 from common.jobs import states
 from common.jobs.selection import EVERY, Selection
-from common.schemas.jobs import Event, EventList, JobError, JobList, JobRead, JobSpec, Metric, MetricList
+from common.schemas.jobs import (
+    CheckProgress,
+    Event,
+    EventList,
+    JobError,
+    JobList,
+    JobRead,
+    JobSpec,
+    Metric,
+    MetricList,
+)
 
 # Of what was asked, these may change; the columns of the row say what holds.
 _OWN_COLUMNS = ("metadata", "priority", "not_before")
@@ -33,7 +43,9 @@ def row(session: Session, tenant: str, job_id: str) -> JobRow:
     """
     found = session.scalar(select(JobRow).where(JobRow.tenant == tenant, JobRow.id == job_id))
     if found is None:
-        raise NotFound("there is no such job", param="id", hint="GET /jobs lists the jobs of your key's tenant.")
+        raise NotFound(
+            "there is no such job", param="id", hint="`tunery ls` (GET /jobs) lists the jobs of your key's tenant."
+        )
     return found
 
 
@@ -61,6 +73,7 @@ def shown(job: JobRow) -> JobRead:
         status=job.status,
         desired=job.desired,
         stage=job.stage,
+        checked=CheckProgress(**job.checked) if job.checked and _is_being_checked(job) else None,
         step=job.step,
         max_steps=job.max_steps,
         loss=job.loss,
@@ -79,6 +92,10 @@ def shown(job: JobRow) -> JobRead:
         started_at=_moment(job.started_at),
         finished_at=_moment(job.finished_at),
     )
+
+
+def _is_being_checked(job: JobRow) -> bool:
+    return job.status == "validating" and job.worker_id is not None
 
 
 def page(
@@ -180,6 +197,14 @@ def unfinished_export(session: Session, job_id: str) -> str | None:
     """Return an export of the job's adapter that has not ended, if there is one."""
     live = (JobRow.source_job == job_id, JobRow.status.not_in(states.TERMINAL))
     return session.scalar(select(JobRow.id).where(*live).limit(1))
+
+
+def attempt_of(job: JobRow, epoch: int) -> int:
+    """Return which attempt of a job to train was given the lease `epoch`; 0 for what it was given of another job.
+
+    Leases count its checks too, all of which came before.
+    """
+    return max(0, epoch - (job.epoch - job.attempts))
 
 
 def checkpoints(session: Session, job_id: str) -> list[CheckpointRow]:

@@ -47,7 +47,7 @@ def admit(session: Session, tenant: str, priority: int) -> None:
         raise OverQuota(
             f"{waiting} jobs of your tenant wait already, and {row.max_queued} may",
             code="quota_queued",
-            hint="Wait until one of them runs, cancel one, or ask the operator for more (GET /quota).",
+            hint="Wait until one of them runs, cancel one, or ask the operator for more (`tunery quota`, GET /quota).",
         )
 
 
@@ -65,7 +65,7 @@ def check_priority(session: Session, tenant: str, priority: int) -> None:
             f"priority: {priority} is above {highest}, the highest of your tenant",
             param="priority",
             code="quota_priority",
-            hint="Lower it, or ask the operator for more (GET /quota).",
+            hint="Lower it, or ask the operator for more (`tunery quota`, GET /quota).",
         )
 
 

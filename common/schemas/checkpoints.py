@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 
 class Checkpoint(BaseModel):
-    """A complete checkpoint of a job. `attempt` is the attempt that wrote it."""
+    """A complete checkpoint of a job. `attempt` counts as the job's does; 0: it is the job's that this one retries."""
 
     step: int
     attempt: int

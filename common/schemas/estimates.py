@@ -44,8 +44,9 @@ class MemoryEstimate(BaseModel):
 class WorkerEstimate(BaseModel):
     """A job on one known worker. `fits` and `duration_s` are null where they cannot be told; `message` says why.
 
-    Batch and checkpointing are what the job would have there: `gradient_checkpointing` is every how many layers, 0 for
-    none. `tokens_per_s` is the median of succeeded jobs on the same base, with the same method, on such a card.
+    It fits what is free of the card (`free_bytes`), as far as that is known. Batch and checkpointing are what the job
+    would have there: `gradient_checkpointing` is every how many layers, 0 for none. `tokens_per_s` is the median of
+    succeeded jobs on the same base, with the same method, on such a card.
     """
 
     id: str
@@ -53,6 +54,7 @@ class WorkerEstimate(BaseModel):
     state: str
     device_name: str | None
     vram_bytes: int | None
+    free_bytes: int | None = None
     fits: bool | None
     total_bytes: int | None
     per_device_train_batch_size: int | None = None

@@ -187,8 +187,23 @@ class WaitsFor(BaseModel):
     until: datetime | None = None
 
 
+class CheckProgress(BaseModel):
+    """How far the check of a job's rows is.
+
+    `rows` are read of the file that the job's field `param` names, `bytes` of all that has to be read, `total_bytes`:
+    a file that is split is read twice.
+    """
+
+    param: str
+    rows: int
+    bytes: int
+    total_bytes: int
+
+
 class JobRead(BaseModel):
     """A job as it is shown. Times are UTC.
+
+    `checked` is told once a check has taken a second, until it ends.
 
     `position` (1 is claimed next), `waits_for` and `expected_start` are told of a single job that waits, not in lists;
     position and start only where they can be said. `source_job` is the job whose adapter an export merges.
@@ -198,6 +213,7 @@ class JobRead(BaseModel):
     source_job: str | None = None
     status: Status
     stage: str | None
+    checked: CheckProgress | None = None
     step: int
     max_steps: int | None
     loss: float | None

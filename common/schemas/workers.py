@@ -11,7 +11,11 @@ WorkerState = Literal["idle", "busy", "draining", "gone"]
 
 
 class Worker(BaseModel):
-    """A worker process. `gone` means that its heartbeat is older than a lease."""
+    """A worker process. `gone` means that its heartbeat is older than a lease.
+
+    `vram_bytes` is the whole memory of its card, `free_bytes` what others left of it when the worker last held nothing
+    there; null where the driver does not say.
+    """
 
     id: str
     name: str
@@ -20,6 +24,7 @@ class Worker(BaseModel):
     device: str | None = None
     device_name: str | None = None
     vram_bytes: int | None = None
+    free_bytes: int | None = None
     base_model: str | None = None
     job: str | None = None
     heartbeat_at: datetime

@@ -110,7 +110,7 @@ def _facts(job: Any, cursor: int, message: str) -> dict[str, Any]:
     return {name: getattr(job, name) for name in names} | {
         "error": error,
         "suffix": spec.get("suffix"),
-        "attempt": job.epoch,
+        "attempt": job.attempts,
         "message": message,
         "cursor": cursor,
     }

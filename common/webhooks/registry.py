@@ -65,7 +65,11 @@ def own(session: Session, tenant: str, webhook_id: str) -> WebhookRow:
     """
     row = session.scalar(select(WebhookRow).where(WebhookRow.tenant == tenant, WebhookRow.id == webhook_id))
     if row is None:
-        raise NotFound("there is no such webhook", param="id", hint="GET /webhooks lists those of your key's tenant.")
+        raise NotFound(
+            "there is no such webhook",
+            param="id",
+            hint="`tunery webhooks list` (GET /webhooks) lists those of your key's tenant.",
+        )
     return row
 
 

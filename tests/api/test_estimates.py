@@ -51,10 +51,11 @@ def upload(client: httpx2.Client, rows: list[dict[str, Any]] | None = None) -> s
     return str(answer.json()["uri"])
 
 
-def beat(api: Api, name: str, card: str | None = None, gib: float = 0) -> None:
-    vram = int(gib * GIB) if card else None
+def beat(api: Api, name: str, card: str | None = None, gib: float = 0, free_gib: float | None = None) -> None:
+    vram, free = int(gib * GIB) if card else None, None if free_gib is None else int(free_gib * GIB)
+    report = Beat(name, name, "train", "cuda:0" if card else "cpu", card, vram, "idle", free_bytes=free)
     with api.context.write() as session:
-        workers.beat(session, Beat(name, name, "train", "cuda:0" if card else "cpu", card, vram, "idle"))
+        workers.beat(session, report)
 
 
 def counts(api: Api) -> dict[str, int]:
@@ -96,6 +97,19 @@ def test_it_tells_what_a_job_would_take_and_creates_nothing(any_api: Api) -> Non
     small = next(worker for worker in found["workers"] if worker["name"] == "small")
     assert "GiB are needed, and the card has 4.0" in small["message"]
     assert found["position"] == 1
+
+
+def test_what_others_hold_of_a_card_does_not_count(api: Api, client: httpx2.Client) -> None:
+    write_base(api)
+    beat(api, "crowded", "NVIDIA H200", 140, free_gib=4)
+    beat(api, "full", "NVIDIA H200", 140, free_gib=0)
+    beat(api, "own", "NVIDIA L40S", 44, free_gib=43.5)
+    found = estimate(client, upload(client))
+    told = {worker["name"]: worker for worker in found["workers"]}
+    assert {name: worker["fits"] for name, worker in told.items()} == {"crowded": False, "full": False, "own": True}
+    assert "and the card has 140.0, of which 4.0 are free" in told["crowded"]["message"]
+    assert told["crowded"]["free_bytes"] == 4 * GIB and found["memory"]["device"] == "NVIDIA L40S"
+    assert {one["id"]: one["free_bytes"] for one in client.get("/workers").json()["data"]}["full"] == 0
 
 
 def test_auto_is_told_for_each_card(api: Api, client: httpx2.Client) -> None:
@@ -263,13 +277,17 @@ def test_the_position_counts_priority_and_other_tenants(any_api: Api) -> None:
         assert stranger.get(f"/jobs/{placed}").json()["position"] == position
 
 
-@pytest.mark.parametrize(("gib", "warned"), [(80, False), (5, True), (None, False)])
-def test_a_check_says_when_no_workers_card_has_enough(any_api: Api, gib: float | None, warned: bool) -> None:
+@pytest.mark.parametrize(
+    ("gib", "free", "warned"), [(80, None, False), (5, None, True), (80, 5, True), (None, None, False)]
+)
+def test_a_check_says_when_no_workers_card_has_enough(
+    any_api: Api, gib: float | None, free: float | None, warned: bool
+) -> None:
     shape = read_shape(LLAMA)
     assert shape is not None
     counted = {"rows": 600, "tokens": 60_000, "max_length": 1024, "longest_row_tokens": 948, "shape": shape.as_dict()}
     beat(any_api, "tiny", "NVIDIA GTX", 4)
-    beat(any_api, "best", "NVIDIA card" if gib else None, gib or 0)
+    beat(any_api, "best", "NVIDIA card" if gib else None, gib or 0, free)
     with any_api.client() as client:
         job = client.post("/jobs", json={"model": "org/base", "dataset": "https://example.com/a.jsonl"}).json()["id"]
         with any_api.context.write() as session:
@@ -281,7 +299,11 @@ def test_a_check_says_when_no_workers_card_has_enough(any_api: Api, gib: float |
             lifecycle.accept(session, check, **pins, report=counted | memory, warnings=warnings)
         found = client.get(f"/jobs/{job}").json()["report"]["memory"]
         assert found["estimated_bytes"] == sum(found["estimated"]["parts"].values()) > 7e9
-        assert found["batch"] == {"rows": 16 if gib == 80 else 1, "length": 948, "checkpointed_layers": 32}
+        assert found["batch"] == {
+            "rows": 16 if gib == 80 and free is None else 1,
+            "length": 948,
+            "checkpointed_layers": 32,
+        }
         events = client.get(f"/jobs/{job}/events").json()["data"]
         told = [event for event in events if event["name"] == "memory.tight"]
         assert [event["id"] for event in events] == list(range(1, len(events) + 1))

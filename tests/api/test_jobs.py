@@ -113,7 +113,9 @@ def test_delete_takes_rows_and_objects(any_api: Api) -> None:
         with any_api.context.write() as session:
             lifecycle.checkpointed(session, claim, step=5, prefix="p", manifest_sha256="0" * 64, num_bytes=3)
         [checkpoint] = client.get(f"/jobs/{job_id}/checkpoints").json()["data"]
-        assert (checkpoint["step"], checkpoint["bytes"], checkpoint["attempt"]) == (5, 3, claim.epoch)
+        # The check was the first lease of the job, and is no attempt to train it.
+        assert (checkpoint["step"], checkpoint["bytes"], checkpoint["attempt"], claim.epoch) == (5, 3, 1, 2)
+        assert client.get(f"/jobs/{job_id}").json()["attempt"] == 1
         finish(any_api.context, claim)
         assert list(any_api.context.store.objects(f"default/{job_id}/"))
         assert client.delete(f"/jobs/{job_id}").status_code == 204

@@ -21,6 +21,7 @@ def test_a_key_is_shown_once_and_ends_at_once(any_api: Api) -> None:
             assert client.delete(f"/keys/{made['id']}").status_code == 204
             refused = other.get("/jobs")
         assert refused.status_code == 401 and refused.json()["code"] == "unauthenticated"
+        assert "TUNERY_API_KEY" in refused.json()["hint"]
         assert client.delete("/keys/key_none").status_code == 404
 
 

@@ -66,6 +66,21 @@ def test_a_database_of_another_version(settings: Settings, sqlite_url: str) -> N
     parts.close()
 
 
+@pytest.mark.parametrize("database", ["sqlite_url", "postgres_url"])
+def test_a_schema_that_is_older_than_the_code(
+    start: Callable[..., Api], database: str, request: pytest.FixtureRequest
+) -> None:
+    api = start(request.getfixturevalue(database))
+    with api.client() as client:
+        with api.context.sessions.engine.begin() as connection:
+            connection.exec_driver_sql("alter table jobs rename column priority to urgency")
+        answer = client.get("/jobs")
+        assert (answer.status_code, answer.json()["code"]) == (503, "schema_outdated"), answer.text
+        assert "python -m migrations" in answer.json()["hint"]
+        answer = client.get("/v1/fine_tuning/jobs")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "schema_outdated"), answer.text
+
+
 def test_a_store_that_is_away(start: Callable[..., Api], sqlite_url: str, dead_port: int) -> None:
     api = start(sqlite_url, s3_endpoint_url=f"http://127.0.0.1:{dead_port}")
     with api.client() as client:

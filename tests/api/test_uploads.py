@@ -222,6 +222,27 @@ def test_given_up(any_api: Api) -> None:
         assert begun(client)["id"] != upload["id"]
 
 
+@pytest.mark.parametrize("database", ["sqlite_url", "postgres_url"])
+def test_unfinished_uploads_have_a_bound(
+    start: Callable[..., Api], database: str, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue(database)
+    api = start(url, upload_part_bytes=PART_BYTES_MIN, max_unfinished_uploads=2)
+    parts = {"filename": "b.jsonl", "purpose": "fine-tune", "bytes": 9, "mime_type": "application/jsonl"}
+    with api.client() as client:
+        first = begun(client)
+        assert client.post("/v1/uploads", json=parts).status_code == 200, "both kinds count together"
+        over = client.post("/uploads", json=announced(b"another"))
+        refused(over, 429, "quota_uploads", None)
+        assert first["id"] in over.json()["hint"] or "b.jsonl" in over.json()["hint"]
+        assert over.headers["retry-after"] and left(api)[1] == 1, "the store waits for nothing more"
+        other = client.post("/v1/uploads", json=parts)
+        assert (other.status_code, other.json()["error"]["code"]) == (429, "quota_uploads")
+        assert begun(client)["id"] == first["id"], "what is unfinished goes on"
+        assert client.delete(f"/uploads/{first['id']}").status_code == 204
+        assert begun(client, b"another")["id"] != first["id"]
+
+
 def test_what_is_abandoned_is_collected(any_api: Api) -> None:
     context = any_api.context
     with any_api.client() as client:

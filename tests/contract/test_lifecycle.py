@@ -15,7 +15,7 @@ from common.errors import LeaseLost, NotFound, WrongState
 from common.jobs import lifecycle, queries, states
 from common.jobs.lifecycle import Claim, Event, Failure, Limits, MetricPoint, Published
 from common.jobs.selection import Selection
-from common.schemas.jobs import JobSpec
+from common.schemas.jobs import CheckProgress, JobSpec
 from worker.shares import Shares
 
 LIMITS = Limits(crash_loop_attempts=3, retry_max_s=60)
@@ -264,6 +264,24 @@ def test_a_pause_while_validating_parks_the_accepted_job(jobs: Jobs):
     jobs.do(lifecycle.pause, "t", job_id)
     jobs.accept(claim)
     assert jobs.status(job_id) == "paused"
+
+
+def test_only_the_present_check_says_how_far_it_is(jobs: Jobs):
+    job_id = jobs.submit()
+    claim = jobs.do(lifecycle.claim_preflight, "checker", 60)
+    far = {"param": "dataset", "rows": 7, "bytes": 70, "total_bytes": 100}
+    jobs.do(lifecycle.checking, claim, far)
+    assert queries.shown(jobs.row(job_id)).checked == CheckProgress(**far)
+    jobs.end_lease(job_id)
+    with pytest.raises(LeaseLost):
+        jobs.do(lifecycle.checking, claim, far)
+    again = jobs.do(lifecycle.claim_preflight, "other", 60)
+    assert queries.shown(jobs.row(job_id)).checked is None, "another check begins anew"
+    jobs.do(lifecycle.checking, again, far)
+    jobs.accept(again)
+    assert queries.shown(jobs.row(job_id)).checked is None
+    with pytest.raises(LeaseLost):
+        jobs.do(lifecycle.checking, again, far)
 
 
 def test_a_pause_can_be_withdrawn(jobs: Jobs):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.faults.hash_trainer import PR_SET_PDEATHSIG
 from worker.trainer import protocol
-from worker.trainer.protocol import Failed, Result, Sender, TrainSpec
+from worker.trainer.protocol import Checked, Failed, Result, Sender, TrainSpec
 
 
 def main() -> int:
@@ -24,6 +24,7 @@ def main() -> int:
     if misbehave == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     if misbehave == "hang":
+        say(Checked("dataset", 1, 14, 28))
         while True:
             time.sleep(60)
     if misbehave == "greedy":

@@ -106,6 +106,18 @@ def test_a_checking_worker_that_leaves_gives_its_job_back(bench: Bench):
     assert (row.status, row.worker_id, row.lease_expires_at) == ("validating", None, None)
 
 
+def test_whoever_waits_for_a_check_sees_how_far_it_is(bench: Bench):
+    job_id = bench.submit(check="hang")
+    supervisor, thread = bench.start(bench.supervisor("preflight"))
+    began = bench.wait(job_id, lambda row: row.checked is not None)
+    told = queries.shown(began).checked
+    assert told is not None and (told.param, told.rows, told.bytes, told.total_bytes) == ("dataset", 1, 14, 28)
+    supervisor.draining.set()
+    thread.join(20)
+    row = bench.row(job_id)
+    assert row.version > began.version and queries.shown(row).checked is None, "nobody checks it now"
+
+
 def test_a_trainer_whose_helper_outlives_it_is_mourned_at_once(bench: Bench):
     job_id = bench.submit(fault="orphan", fault_at=3, fault_attempts=1)
     bench.check()

@@ -24,7 +24,7 @@ class _Window:
         self._source = source
         self._file = file
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self._read = 0
+        self.num_read = 0
         self.text = ""
         self.start = 0
         self.row = 0
@@ -37,8 +37,8 @@ class _Window:
             data = self._file.read(_CHUNK)
             self.ended = not data
             pieces.append(self._decode(data))
-            self._read += len(data)
-            self._source.count_bytes(self._read)
+            self.num_read += len(data)
+            self._source.count_bytes(self.num_read)
             have += len(pieces[-1])
         self.text, self.start = "".join(pieces), 0
 
@@ -47,7 +47,7 @@ class _Window:
             text = self._decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
             held = len(self._decoder.getstate()[0])
-            where = f"byte {max(0, self._read - held) + error.start:,} of the file, in or after row {self.row + 1}"
+            where = f"byte {max(0, self.num_read - held) + error.start:,} of the file, in or after row {self.row + 1}"
             raise self._source.bad_file(f"the file is not UTF-8 at {where}", "save it as UTF-8") from error
         if "\x00" in text:
             raise self._source.bad_file(f"the file holds a NUL byte, in or after row {self.row + 1}", "remove it")
@@ -81,6 +81,7 @@ def read_array(source: Source) -> RawRows:
         while True:
             window.row += 1
             source.count_rows(window.row)
+            source.at(window.row, window.num_read)
             value = _element(source, window)
             try:
                 yield window.row, check_object(source, window.row, value)

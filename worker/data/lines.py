@@ -40,6 +40,7 @@ def bounded_lines(source: Source, file: BinaryIO) -> Iterator[tuple[int, int, by
             offset += len(line)
             source.count_bytes(offset)
         source.count_bytes(offset)
+        source.at(number, offset)
         if too_long:
             yield number, start, source.long_row(number)
         else:

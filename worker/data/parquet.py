@@ -56,12 +56,15 @@ def _check_schema(source: Source, file: pq.ParquetFile) -> None:
 
 def _rows(source: Source, file: pq.ParquetFile) -> RawRows:
     number = decoded = 0
+    # Columns lie one after the other: how many bytes a row is into the file can only be said in proportion.
+    row_bytes = source.path.stat().st_size / max(1, file.metadata.num_rows)
     for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
         for row, weight in _unfolded(source, batch):
             number += 1
             decoded += weight
             source.count_rows(number)
             source.count_bytes(decoded)
+            source.at(number, int(number * row_bytes))
             if weight > source.limits.max_row_bytes:
                 yield number, source.long_row(number)
             elif isinstance(row, str):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ FLATTER = "write it flatter: a row needs messages, and messages need role and co
 
 # A row is its number (counted from 1) and its columns, or what is wrong with it.
 RawRows = Iterator[tuple[int, "dict[str, Any] | BadRows"]]
+# Hears how far a file is read: to which row and which byte.
+Watch = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,21 @@ class Share:
 
 @dataclass(frozen=True)
 class Source:
-    """One dataset file; `param` is the field of the job that named it, `share` the rows that are read of it."""
+    """One dataset file; `param` is the field of the job that named it, `share` the rows that are read of it.
+
+    `watch` is called at each row, so it has to be quick.
+    """
 
     path: Path
     limits: Limits = field(default_factory=Limits)
     param: str = "dataset"
     share: Share = Share()
+    watch: Watch | None = None
 
     @property
     def whole(self) -> Source:
-        """The same file with all its rows."""
-        return replace(self, share=Share())
+        """The same file with all its rows, for a look at them that nobody watches."""
+        return replace(self, share=Share(), watch=None)
 
     def bad_row(self, number: int, code: str, message: str, hint: str, where: str | None = None) -> BadRows:
         """Return the error that row `number` is wrong (in the column or turn `where`), and what to do about it."""
@@ -72,6 +78,11 @@ class Source:
     def too_large(self, message: str, hint: str) -> TooLarge:
         """Return the error that the file passes a limit of the operator."""
         return TooLarge(f"{self.param}: {message}", param=self.param, hint=hint)
+
+    def at(self, row: int, byte: int) -> None:
+        """Say how far the file is read."""
+        if self.watch is not None:
+            self.watch(row, byte)
 
     def count_bytes(self, total: int) -> None:
         """Raise when more than the allowed bytes were decoded."""

@@ -7,12 +7,13 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from common import errors
-from common.errors import InfraError, NotFound, TuneryError
+from common.db import refusals
+from common.errors import NotFound, TuneryError
 
 RETRY_AFTER_S = 5
 _STATUS: tuple[tuple[type[TuneryError], int, str], ...] = (
@@ -29,7 +30,7 @@ def install(app: FastAPI) -> None:
     """Teach `app` to answer every error in OpenAI's shape."""
     app.add_exception_handler(TuneryError, _refused)
     app.add_exception_handler(HTTPException, _http)
-    for away in (OperationalError, InterfaceError, PoolTimeout):
+    for away in (OperationalError, InterfaceError, ProgrammingError, PoolTimeout):
         app.add_exception_handler(away, _database_away)
     app.add_exception_handler(Exception, _failed)
 
@@ -59,8 +60,10 @@ async def _http(request: Request, error: Any) -> JSONResponse:
 
 
 async def _database_away(request: Request, error: Any) -> JSONResponse:
-    _log.warning("the database did not answer: %s", error)
-    return await _refused(request, InfraError("the database does not answer", code="database_away"))
+    if isinstance(error, ProgrammingError) and not refusals.is_outdated(error):
+        return await _failed(request, error)
+    _log.warning("%s", refusals.logged(error))
+    return await _refused(request, refusals.told(error))
 
 
 async def _failed(_request: Request, _error: Any) -> JSONResponse:

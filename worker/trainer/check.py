@@ -25,14 +25,15 @@ from worker.ml.vocabulary import rows_needed
 from worker.trainer import entry
 from worker.trainer.entry import parse_job
 from worker.trainer.forks import allowed_processes
+from worker.trainer.gauge import Gauge
 from worker.trainer.protocol import Message, TrainSpec
 
 if TYPE_CHECKING:
     from worker.ml.parts import Part
 
 
-def check(folder: Path, spec: TrainSpec, processes: int = 1) -> dict[str, Any]:
-    """Return the report on the job in `folder`; a large file is read by so many `processes`.
+def check(folder: Path, spec: TrainSpec, send: Callable[[Message], None], processes: int = 1) -> dict[str, Any]:
+    """Return the report on the job in `folder`; a large file is read by so many `processes`, and `send` hears how far.
 
     Raises:
         InvalidInput: what is wrong, with every bad row in its message (the first in full, the rest counted).
@@ -55,7 +56,8 @@ def check(folder: Path, spec: TrainSpec, processes: int = 1) -> dict[str, Any]:
     limits = Limits(**spec.limits)
     held_out = Source(folder / spec.validation_file, limits, "validation_dataset") if spec.validation_file else None
     train, validation = parts(job, Source(folder / spec.train_file, limits), held_out, tokenizer, max_length)
-    report = _count(train, validation, processes)
+    gauge = Gauge(send, [part for part in (train, validation) if part])
+    report = _count(train, validation, gauge, processes)
     highest = max(train.census.highest, int(tokenizer.pad_token_id or 0))
     if validation:
         highest = max(highest, validation.census.highest)
@@ -70,30 +72,30 @@ def check(folder: Path, spec: TrainSpec, processes: int = 1) -> dict[str, Any]:
     return report | _estimate(job, report, _plan(job, facts, report))
 
 
-def _count(train: Part, validation: Part | None, processes: int) -> dict[str, Any]:
+def _count(train: Part, validation: Part | None, gauge: Gauge, processes: int) -> dict[str, Any]:
     """Return the report on both parts; the bad rows of two files are told together."""
     from worker.trainer.counting import count
 
     try:
-        report = count(train, processes)
+        report = count(train, gauge, processes)
     except BadRows as first:
         # A split's two parts are one file, whose rows have been read.
         if validation is not None and validation.source.path != train.source.path:
-            _add_problems(first, validation, processes)
+            _add_problems(first, validation, gauge, processes)
         raise
     if validation is not None:
-        report["validation"] = count(validation, processes)
+        report["validation"] = count(validation, gauge, processes)
     return report
 
 
-def _add_problems(first: BadRows, validation: Part, processes: int) -> None:
+def _add_problems(first: BadRows, validation: Part, gauge: Gauge, processes: int) -> None:
     """Raise what is wrong with the rows of both files, if any of the second is."""
     from worker.trainer.counting import count
 
     found = Problems()
     found.add(first)
     try:
-        count(validation, processes)
+        count(validation, gauge, processes)
     except BadRows as second:
         found.add(second)
         found.raise_any()
@@ -145,9 +147,9 @@ def _estimate(job: JobSpec, report: dict[str, Any], plan: BatchPlan | None) -> d
 
 def answer(folder: Path, send: Callable[[Message], None], processes: int = 1) -> int:
     """Check the job in `folder`, say the result, and return the exit code."""
-    return entry.answer(send, "preflight", lambda: check(folder, TrainSpec.read(folder), processes))
+    return entry.answer(send, "preflight", lambda: check(folder, TrainSpec.read(folder), send, processes))
 
 
 if __name__ == "__main__":
     given = Path(sys.argv[1])
-    entry.leave_with("preflight", lambda: check(given, TrainSpec.read(given), allowed_processes()))
+    entry.leave_with("preflight", lambda send: check(given, TrainSpec.read(given), send, allowed_processes()))

@@ -48,12 +48,16 @@ def answer(send: Callable[[Message], None], stage: str, work: Callable[[], dict[
     return DONE
 
 
-def leave_with(stage: str, work: Callable[[], dict[str, Any]]) -> NoReturn:
-    """Be a process that needs tokenizers only: do `work`, say the result to the parent, and exit."""
+def leave_with(stage: str, work: Callable[[Sender], dict[str, Any]]) -> NoReturn:
+    """Be a process that needs tokenizers only: do `work`, say the result to the parent, and exit.
+
+    `work` is given what the parent hears it by.
+    """
     die_with_parent()
     # Without torch transformers loads three times faster, in a third of the memory. None in sys.modules makes every
     # import of it fail as if it were not installed.
     sys.modules["torch"] = None  # type: ignore[assignment]
-    code = answer(claim_stdout(), stage, work)
+    send = claim_stdout()
+    code = answer(send, stage, lambda: work(send))
     sys.stderr.flush()
     os._exit(code)

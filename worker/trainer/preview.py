@@ -86,4 +86,4 @@ def _shown(tokenizer: PreTrainedTokenizerBase, example: Example, room: int) -> d
 
 if __name__ == "__main__":
     given, count, behind = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    leave_with("preview", lambda: preview(given, TrainSpec.read(given), count, behind))
+    leave_with("preview", lambda _: preview(given, TrainSpec.read(given), count, behind))

@@ -173,6 +173,17 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """How far the check of the rows is: at which row of the file that `param` names, and how far into all of them."""
+
+    type: ClassVar[str] = "checked"
+    param: str
+    rows: int
+    bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
 class Metrics:
     """Values logged at a step; `kind` is train or eval."""
 
@@ -222,7 +233,7 @@ class Idle:
     type: ClassVar[str] = "idle"
 
 
-Message = Stage | Note | Progress | Metrics | Checkpoint | Result | Failed | Idle
+Message = Stage | Note | Progress | Checked | Metrics | Checkpoint | Result | Failed | Idle
 
 
 class Said(Protocol):
@@ -282,4 +293,4 @@ def _storable(value: Any) -> Any:
     return [_storable(item) for item in value] if isinstance(value, list) else value
 
 
-decode: Callable[[bytes], Message] = decoder(Stage, Note, Progress, Metrics, Checkpoint, Result, Failed, Idle)
+decode: Callable[[bytes], Message] = decoder(Stage, Note, Progress, Checked, Metrics, Checkpoint, Result, Failed, Idle)

@@ -6,12 +6,12 @@ commits: the caller's `Context.write()` does, and rings the bell afterwards.
 
     user.py   submit  reorder  pause  resume  request_cancel  retry
     export.py a user's too: export
-    check.py  a preflight worker's: claim_preflight  accept  reject  postpone
+    check.py  a preflight worker's: claim_preflight  checking  accept  reject  postpone
     run.py    a GPU worker's: claim  renew  advance  checkpointed  publish  fail  fault  release
     sweep.py  the sweeper's: expire
 """
 
-from common.jobs.lifecycle.check import accept, claim_preflight, postpone, reject
+from common.jobs.lifecycle.check import accept, checking, claim_preflight, postpone, reject
 from common.jobs.lifecycle.export import export
 from common.jobs.lifecycle.run import (
     advance,
@@ -30,6 +30,6 @@ from common.jobs.line import PREFER_HELD_BASE_S
 
 __all__ = [
     "PREFER_HELD_BASE_S", "Claim", "Event", "Failure", "Limits", "MetricPoint", "Published", "accept", "advance",
-    "backoff_s", "checkpointed", "claim", "claim_preflight", "expire", "export", "fail", "fault", "pause", "postpone",
-    "publish", "reject", "release", "renew", "reorder", "request_cancel", "resume", "retry", "submit",
+    "backoff_s", "checking", "checkpointed", "claim", "claim_preflight", "expire", "export", "fail", "fault", "pause",
+    "postpone", "publish", "reject", "release", "renew", "reorder", "request_cancel", "resume", "retry", "submit",
 ]  # fmt: skip

@@ -43,7 +43,13 @@ def claim_preflight(
     if job_id is None:
         return None
     event = Event("job.checking", "Checking the dataset and the base model.")
-    return take(session, job_id, "validating", {"stage": "preflight"}, worker_id, lease_s, event)
+    begun = {"stage": "preflight", "checked": None}
+    return take(session, job_id, "validating", begun, worker_id, lease_s, event)
+
+
+def checking(session: Session, claim: Claim, checked: dict[str, Any]) -> None:
+    """Record how far the check is, as the fields of `CheckProgress`. Raises LeaseLost."""
+    guarded(session, claim, ("validating",), {"checked": checked, "version": jobs.c.version + 1})
 
 
 def accept(

@@ -63,7 +63,9 @@ def _source(session: Session, job_id: str, own: ColumnElement[bool]) -> dict[str
     columns = (jobs.c.status, jobs.c.spec, jobs.c.source_job, *(jobs.c[name] for name in _PINNED))
     row = session.execute(select(*columns).where(own)).mappings().one_or_none()
     if row is None:
-        raise NotFound(f"there is no job {job_id}", param="id", hint="GET /jobs lists the jobs of your key's tenant.")
+        raise NotFound(
+            f"there is no job {job_id}", param="id", hint="`tunery ls` (GET /jobs) lists the jobs of your key's tenant."
+        )
     if row["source_job"] is not None:
         raise WrongState(
             "this job is an export itself",

@@ -19,6 +19,14 @@ from common.webhooks import outbox
 
 jobs: Table = JobRow.__table__  # type: ignore[assignment]
 EventOf = Callable[[str], Event]
+# A user's verbs as what is done to a job.
+_DONE = {
+    "cancel": "cancelled",
+    "pause": "paused",
+    "reorder": "reordered",
+    "resume": "resumed",
+    "retry": "retried",
+}
 # The verbs by which a running job leaves its worker.
 _LEAVING = ("publish", "fail", "release")
 NO_LEASE: dict[str, Any] = {"worker_id": None, "lease_expires_at": None}
@@ -234,6 +242,11 @@ def refuse_unless(session: Session, own: ColumnElement[bool], allowed: Sequence[
     """Raise unless the job is already where the verb would lead."""
     status = session.scalar(select(jobs.c.status).where(own))
     if status is None:
-        raise NotFound("there is no such job", param="id", hint="GET /jobs lists the jobs of your key's tenant.")
+        raise NotFound(
+            "there is no such job", param="id", hint="`tunery ls` (GET /jobs) lists the jobs of your key's tenant."
+        )
     if status not in allowed:
-        raise WrongState(f"a job that is {status} cannot {verb}", code=f"cannot_{verb}")
+        ended = {"succeeded": "has succeeded", "failed": "has failed"}
+        raise WrongState(
+            f"a job that {ended.get(status, f'is {status}')} cannot be {_DONE[verb]}", code=f"cannot_{verb}"
+        )

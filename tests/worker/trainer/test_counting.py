@@ -17,10 +17,10 @@ import pytest
 
 from tests.hostile.checking import lay_out, run_child
 from tests.worker.trainer import tiny
-from worker.trainer import forks, protocol
+from worker.trainer import forks, gauge, protocol
 from worker.trainer.check import answer
 from worker.trainer.forks import spread
-from worker.trainer.protocol import Failed, Message, Result
+from worker.trainer.protocol import Checked, Failed, Message, Result, Sender, TrainSpec
 
 # About a megabyte and a half: beyond what one process reads by itself.
 ROWS = 4000
@@ -76,6 +76,47 @@ def test_shares_add_up_to_the_whole(tmp_path: Path, base: Path, name: str, write
     assert isinstance(alone, Result) and alone == together
     assert alone.report["rows"] == ROWS and alone.report["rows_duplicate"] == 0
     assert alone.report["turns"] == {"user": ROWS, "assistant": ROWS}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("a.jsonl", write_jsonl), ("a.json", write_array), ("a.csv", write_csv), ("a.parquet", write_parquet)],
+)
+def test_a_check_says_how_far_it_is(
+    tmp_path: Path,
+    base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    write: Callable[[Path, bool], None],
+    processes: int,
+):
+    monkeypatch.setattr(gauge, "EVERY_S", 0.0)
+    folder = lay_out(tmp_path, base, name, lambda path: write(path, False))
+    with (tmp_path / "said").open("ab") as said:  # where several processes may append
+        assert answer(folder, Sender(said), processes) == protocol.DONE
+    told = [protocol.decode(line) for line in (tmp_path / "said").read_bytes().splitlines()]
+    far = [message for message in told if isinstance(message, Checked)]
+    size = (folder / TrainSpec.read(folder).train_file).stat().st_size
+    assert {(one.param, one.total_bytes) for one in far} == {("dataset", size)}
+    assert [one.rows for one in far] == sorted(one.rows for one in far) and far[-1].rows >= ROWS
+    assert [one.bytes for one in far] == sorted(one.bytes for one in far) and far[0].bytes < 0.9 * size < far[
+        -1
+    ].bytes <= size
+
+
+def test_both_files_count_and_a_quick_check_says_nothing(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch):
+    tiny.write_run(tmp_path, base, tiny.chat_rows(5), validation=tiny.chat_rows(3))
+    said: list[Message] = []
+    assert answer(tmp_path, said.append) == protocol.DONE
+    assert not [message for message in said if isinstance(message, Checked)], "no transaction for each small job"
+    monkeypatch.setattr(gauge, "EVERY_S", 0.0)
+    assert answer(tmp_path, said.append) == protocol.DONE
+    far = [message for message in said if isinstance(message, Checked)]
+    assert [(one.param, one.rows) for one in far] == [
+        *(("dataset", row) for row in range(1, 6)), *(("validation_dataset", row) for row in range(1, 4))
+    ]  # fmt: skip
+    assert far[4].bytes < far[5].bytes < far[7].bytes == far[7].total_bytes
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core: nothing is spread")
