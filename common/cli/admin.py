@@ -20,7 +20,10 @@ def first_key(
     file: Annotated[Path | None, typer.Option("--file", help="Where the key is kept; otherwise DIR/api-key.")] = None,
     output: state.Output = None,
 ) -> None:
-    """Make the first administrator's key, unless the file holds one that is valid, and show it."""
+    """Make the first administrator's key, and show it.
+
+    Where the file holds a valid one, that is shown.
+    """
     from common import keys, settings
     from common.cli import screen
     from common.context import build
@@ -59,7 +62,10 @@ def quota(
     max_priority: Annotated[str | None, typer.Option(help="Highest priority of a job.", metavar=_LIMIT)] = None,
     output: state.Output = None,
 ) -> None:
-    """Show or set what a tenant may use; `none` lifts a limit, and what is left out stays."""
+    """Show or set what a tenant may use.
+
+    `none` lifts a limit, and what is left out stays.
+    """
     from common import settings
     from common.cli.quota import show_quota
     from common.context import build
@@ -93,7 +99,10 @@ def reconcile(
     ] = None,
     output: state.Output = None,
 ) -> None:
-    """Compare rows with objects: what no row names, and what is named and not there (then the exit code is 1)."""
+    """Compare the database's rows with the store's objects.
+
+    Tells what no row names, and what is named and not there: then the exit code is 1.
+    """
     from common import audit, settings
     from common.cli import screen
     from common.context import build

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -20,8 +19,8 @@ Update = Event | Metric | JobRead
 
 _BARS = "▁▂▃▄▅▆▇█"
 _SPARK_POINTS = 48
-# What an event says stands behind its time and name; a terminal narrower than this has no room for that.
-_INDENT, _NARROW = 34, 70
+# What an event says stands behind its time and name.
+_INDENT = 34
 # What stands beside the curve of losses: its name, the first loss and the last.
 _CURVE_WORDS = 26
 _LOSSES = ("loss", "eval_loss")
@@ -61,6 +60,8 @@ def phase(job: JobRead) -> str:
         return wished
     if job.status == "running" and job.stage:
         return "training" if job.stage == "train" else f"running: {job.stage}"
+    if job.checked is not None:
+        return "checking"
     if job.waits_for is not None:
         place = f", position {job.position}" if job.position else ""
         return f"{job.status}{place}: {job.waits_for.message}"
@@ -68,7 +69,12 @@ def phase(job: JobRead) -> str:
 
 
 def numbers(job: JobRead) -> list[str]:
-    """Return what a running job measures: loss, speed, time left; what is not known is left out."""
+    """Return what a running job measures: loss, speed, time left; what is not known is left out.
+
+    Of a check: at which row it is.
+    """
+    if job.checked is not None:
+        return [f"row {job.checked.rows:,} of the {job.checked.param}"]
     return ([] if job.loss is None else [f"loss {job.loss:.4g}"]) + pace(job)
 
 
@@ -81,7 +87,9 @@ def pace(job: JobRead) -> list[str]:
 
 
 def steps(job: JobRead) -> str:
-    """Return `12/30`, or nothing before the number of steps is known."""
+    """Return `12/30`, or nothing before the number of steps is known; of a check, the bytes that are read."""
+    if job.checked is not None:
+        return f"{screen.size(job.checked.bytes)}/{screen.size(job.checked.total_bytes)}"
     return f"{job.step}/{job.max_steps}" if job.max_steps else ""
 
 
@@ -112,14 +120,6 @@ def event_line(event: Event) -> str:
     # Local time: it is read by a person beside a clock.
     at = event.at.astimezone().strftime("%H:%M:%S")
     return f"{at}  {screen.sentence(event.name):<22}  {screen.sentence(event.message)}"
-
-
-def _event_text(event: Event, console: Console) -> str:
-    """Return an event for `console`: on a terminal, what does not fit in one line goes on under itself."""
-    line = event_line(event)
-    if not console.is_terminal or console.width < _NARROW:
-        return line
-    return textwrap.fill(line, console.width, subsequent_indent=" " * _INDENT, break_on_hyphens=False)
 
 
 class LiveBoard:
@@ -170,7 +170,9 @@ class LiveBoard:
         """Show one update."""
         assert self._progress is not None and self._task is not None
         if isinstance(update, Event):
-            self._console.print(_event_text(update, self._console), style=_LEVELS.get(update.level, "dim"))
+            self._console.print(
+                screen.hanging(event_line(update), self._console, _INDENT), style=_LEVELS.get(update.level, "dim")
+            )
         elif isinstance(update, Metric):
             if update.kind == "train" and update.values.get("loss") is not None:
                 self._losses.append(update.values["loss"])
@@ -179,7 +181,7 @@ class LiveBoard:
                 self._task,
                 description=screen.sentence(phase(update)),
                 total=self._total(update),
-                completed=update.step,
+                completed=update.checked.bytes if update.checked else update.step,
                 steps=steps(update),
                 numbers=" · ".join(numbers(update)),
             )
@@ -187,6 +189,8 @@ class LiveBoard:
     @staticmethod
     def _total(job: JobRead) -> float | None:
         # Without a total the bar pulses: something is under way whose length is not known.
+        if job.checked is not None:
+            return float(max(job.checked.total_bytes, 1))
         if job.status in TERMINAL or (job.max_steps and job.step):
             return float(max(job.max_steps or 1, job.step))
         return None
@@ -209,7 +213,7 @@ class PlainLines:
     def show(self, update: Update) -> None:
         """Show one update."""
         if isinstance(update, Event):
-            self._print(_event_text(update, self._console), _LEVELS.get(update.level))
+            self._print(screen.hanging(event_line(update), self._console, _INDENT), _LEVELS.get(update.level))
         elif isinstance(update, Metric):
             self._print(self._metric_line(update))
         else:

@@ -28,7 +28,7 @@ def upload(
     ] = None,
     output: state.Output = None,
 ) -> None:
-    """Upload a file; the URI that it gets is what jobs name as their dataset.
+    """Upload a file, for jobs to name by its URI.
 
     A large one that broke off goes on where it did, by the same command.
     """
@@ -84,7 +84,10 @@ def preview(
     chat_template: ChatTemplate = None,
     output: state.Output = None,
 ) -> None:
-    """Show rows as the model will see them; what is trained on stands out."""
+    """Show rows as the model will see them.
+
+    What is trained on stands out.
+    """
     from common.cli import screen
     from common.cli.previewed import show
     from common.client.requests import PreviewFields

@@ -47,6 +47,8 @@ def doctor(ctx: typer.Context, output: state.Output = None) -> None:
         raise typer.Exit(failures.FAILED)
 
 
+# Behind the verdict.
+_INDENT = 6
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
@@ -56,6 +58,8 @@ def _print(findings: list[Finding]) -> None:
     console = screen.stdout()
     for finding in findings:
         line = f"{finding.verdict:<4}  {finding.check}: {screen.sentence(finding.detail)}"
-        console.print(line, style=_STYLES[finding.verdict] if finding.verdict != "ok" else None, soft_wrap=True)
+        style = _STYLES[finding.verdict] if finding.verdict != "ok" else None
+        console.print(screen.hanging(line, console, _INDENT), style=style, soft_wrap=True)
         if finding.hint and finding.verdict != "ok":
-            console.print(f"      → {screen.sentence(finding.hint)}", soft_wrap=True)
+            line = f"      → {screen.sentence(finding.hint)}"
+            console.print(screen.hanging(line, console, _INDENT + 2), soft_wrap=True)

@@ -46,7 +46,7 @@ class Guarded(TyperGroup):
             # Whoever read the output has left, such as `head`.
             raise
         except OSError as error:
-            _tell(ctx, TuneryError(str(error), code="os_error"))
+            _tell(ctx, TuneryError(_of_the_system(error), code="os_error"))
             raise typer.Exit(FAILED) from error
         except _UNEXPECTED as error:
             _tell(ctx, _unexpected(error))
@@ -55,6 +55,12 @@ class Guarded(TyperGroup):
 
 # What a mistake in this program raises; exits and interrupts pass.
 _UNEXPECTED = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError)
+
+
+def _of_the_system(error: OSError) -> str:
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}"
 
 
 def _not_installed(error: ModuleNotFoundError) -> TuneryError:

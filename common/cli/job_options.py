@@ -26,7 +26,9 @@ Suffix = Annotated[str | None, typer.Option(help="A name for the adapter.")]
 Export = Annotated[
     list[str] | None,
     typer.Option(
-        "--export", help="Besides the adapter: merged, merged_dequantized or merged_4bit. Repeat it for more."
+        "--export",
+        metavar="FORM",
+        help="Besides the adapter: merged, merged_dequantized or merged_4bit. Repeat it for more.",
     ),
 ]
 Validation = Annotated[str | None, typer.Option(help="A file or URI to evaluate on.", metavar="FILE_OR_URI")]
@@ -39,7 +41,9 @@ ChatTemplate = Annotated[
 ]
 Sample = Annotated[
     list[str] | None,
-    typer.Option(help="A prompt to ask at each checkpoint, up to 8; `validation` asks validation rows."),
+    typer.Option(
+        help="A prompt to ask at each checkpoint, up to 8; `validation` asks validation rows.", metavar="PROMPT"
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of the run.")]
 Priority = Annotated[int | None, typer.Option(help="-100 to 100; higher runs first.")]

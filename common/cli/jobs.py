@@ -18,7 +18,8 @@ JobIds = Annotated[list[str], typer.Argument(help="Ids of jobs.", metavar="JOBâ€
 
 
 Statuses = Annotated[
-    list[str] | None, typer.Option("--status", "-s", help="Only jobs in this state. Repeat it for more.")
+    list[str] | None,
+    typer.Option("--status", "-s", help="Only jobs in this state. Repeat it for more.", metavar="STATUS"),
 ]
 Labels = Annotated[list[str] | None, typer.Option("--metadata", help="Only jobs with this label.", metavar="KEY=VALUE")]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Only jobs of this base model.")]
@@ -145,6 +146,7 @@ def act(ctx: typer.Context, action: str, jobs: list[str]) -> None:
 
 def _show(job: JobRead, as_json: bool) -> None:
     from common.cli import boards, screen
+    from common.cli.bad_rows import show_bad_rows, summary
     from common.cli.counted import counted
     from common.cli.outcome import outcome
 
@@ -158,9 +160,9 @@ def _show(job: JobRead, as_json: bool) -> None:
             ("phase", boards.phase(job) if boards.phase(job) != job.status else None),
             ("waits until", _moment(job.waits_for.until) if job.waits_for else None),
             ("expected start", _moment(job.expected_start)),
-            ("step", boards.steps(job)),
+            ("checked" if job.checked else "step", boards.steps(job)),
             ("measured", " Â· ".join(boards.numbers(job))),
-            ("error", f"{job.error.message}" if job.error else None),
+            ("error", summary(job.error) if job.error else None),
             ("hint", job.error.hint if job.error else None),
             ("merges", job.source_job),
             ("model", f"{job.model}@{job.base_revision}" if job.base_revision else job.model),
@@ -185,6 +187,7 @@ def _show(job: JobRead, as_json: bool) -> None:
             ("finished", _moment(job.finished_at)),
         ]
     )
+    show_bad_rows(job, screen.stdout())
 
 
 def _options(group: Any) -> str | None:

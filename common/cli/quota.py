@@ -55,7 +55,10 @@ def reorder(
     ] = None,
     output: state.Output = None,
 ) -> None:
-    """Move jobs that wait: give them another priority, or another moment before which they are not started."""
+    """Move jobs that wait in the queue.
+
+    Give them another priority, or another moment before which they are not started.
+    """
     from common.cli import boards, screen
     from common.cli.moments import parse_moment
 

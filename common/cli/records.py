@@ -20,7 +20,10 @@ def metrics(
     kind: Annotated[str, typer.Option(help="train or eval.")] = "train",
     output: state.Output = None,
 ) -> None:
-    """Show what was measured, a line for each step; as JSON, a list for each value."""
+    """Show what was measured, a line for each step.
+
+    As JSON, a list for each value.
+    """
     from common.cli import screen
     from common.client.watching import columns
     from common.errors import InvalidInput
@@ -50,7 +53,10 @@ def _column(name: str, place: int) -> Column:
 
 
 def checkpoints(ctx: typer.Context, job: JobId, output: state.Output = None) -> None:
-    """List the checkpoints that a job can go on from, the latest first."""
+    """List the checkpoints of a job, the latest first.
+
+    It can go on from each of them. ATTEMPT 0: it came from the job that this one retries.
+    """
     from common.cli import screen
 
     options = state.of(ctx)
@@ -71,7 +77,10 @@ def checkpoints(ctx: typer.Context, job: JobId, output: state.Output = None) -> 
 
 
 def precision(ctx: typer.Context, job: JobId, output: state.Output = None) -> None:
-    """Show how each module of a finished job's model was held: bits, trained, frozen."""
+    """Show how each module of a job's model was held.
+
+    In how many bits, and whether it was trained. The job has to have succeeded.
+    """
     from common.cli import screen
 
     options = state.of(ctx)
@@ -93,5 +102,5 @@ def precision(ctx: typer.Context, job: JobId, output: state.Output = None) -> No
 
 
 def rm(ctx: typer.Context, jobs: JobIds, output: state.Output = None) -> None:
-    """Remove jobs that have ended, with everything that they published."""
+    """Remove ended jobs, with everything that they published."""
     remove_each(ctx, jobs, lambda client, job: client.jobs.delete(job))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 # Output into a pipe or file is never cut.
 _UNBOUNDED = 10_000
@@ -49,6 +50,16 @@ def _console(file: Any) -> Console:
     return console
 
 
+def put(grid: RenderableType, console: Console) -> None:
+    """Print a table. Into a pipe its lines end where their words do: filled up to the longest they would wrap."""
+    if console.is_terminal:
+        console.print(grid)
+        return
+    with console.capture() as captured:
+        console.print(grid)
+    console.file.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+
+
 def sentence(value: Any) -> str:
     """Return a value from outside as text without control characters, on which terminals act."""
     return "".join(character if character.isprintable() else " " for character in str(value))
@@ -57,6 +68,14 @@ def sentence(value: Any) -> str:
 def paragraph(value: Any) -> str:
     """Return a text from outside with its line breaks and tabs, but without the other control characters."""
     return "".join(character if character.isprintable() or character in "\n\t" else " " for character in str(value))
+
+
+def hanging(line: str, console: Console, indent: int) -> str:
+    """Return a line for `console`: on a terminal, what does not fit goes on under itself, behind `indent` blanks."""
+    # As much again for the words, or there is no room for an indent.
+    if not console.is_terminal or console.width < 2 * indent:
+        return line
+    return textwrap.fill(line, console.width, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
 @dataclass(frozen=True)
@@ -91,7 +110,7 @@ def table(columns: Sequence[Column], rows: Iterable[Any], console: Console | Non
                 for column, value in values
             )
         )
-    console.print(grid)
+    put(grid, console)
 
 
 def _fitting(columns: Sequence[Column], cells: dict[str, list[str]], width: int) -> list[Column]:
@@ -121,7 +140,7 @@ def fields(pairs: Iterable[tuple[str, Any]], console: Console | None = None) -> 
         if value is not None and value != "":
             text = sentence(value)
             grid.add_row(Text(name, style="bold"), Text(text, style=_STYLES.get(text, ""), overflow="fold"))
-    (console or stdout()).print(grid)
+    put(grid, console or stdout())
 
 
 def as_json(value: Any) -> None:

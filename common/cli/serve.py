@@ -32,7 +32,9 @@ def serve(
     ] = None,
     load_in_4bit: FourBit = None,
 ) -> None:
-    """Answer POST /v1/chat/completions with a base model and the finished jobs that were trained on it.
+    """Serve chat completions by a base and its finished jobs.
+
+    Answers POST /v1/chat/completions with a base model and the finished jobs that were trained on it.
 
     In a request, `model` names a job, a weighted sum of jobs (job_a:0.7+job_b:0.3), or the base. Any OpenAI client will
     do, with this address and an API key of Tunery. It finds the jobs by the server's settings, or by those of the

@@ -84,11 +84,12 @@ def shown_to_the_end(client: Tunery, job: str, as_json: bool, after: int = 0) ->
 def conclude(job: Job, as_json: bool) -> None:
     """Say how a job ended and leave with the exit code for it."""
     from common.cli import screen
+    from common.cli.bad_rows import show_bad_rows, summary
 
     console = screen.stderr()
     if job.error is not None:
-        # One line for each bad row.
-        console.print(f"error: {screen.paragraph(job.error.message)}", style="red")
+        console.print(f"error: {screen.paragraph(summary(job.error))}", style="red")
+        show_bad_rows(job, console)
         if job.error.hint:
             console.print(f"hint: {screen.sentence(job.error.hint)}")
     elif job.status == "succeeded" and not as_json:

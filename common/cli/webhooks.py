@@ -113,7 +113,10 @@ def rotate(
 
 @app.command()
 def ping(ctx: typer.Context, webhook: WebhookId, output: state.Output = None) -> None:
-    """Send a message that says nothing; `tunery webhooks deliveries` shows what came of it."""
+    """Send a message that says nothing, as a test.
+
+    `tunery webhooks deliveries` shows what came of it.
+    """
     options = state.of(ctx)
     with options.connect() as client:
         sent = client.webhooks.ping(webhook)

@@ -60,6 +60,7 @@ def _list(ctx: typer.Context) -> None:
         screen.Column("KIND", lambda item: item.kind, spare=1),
         screen.Column("DEVICE", lambda item: item.device_name or item.device, spare=2),
         screen.Column("MEMORY", lambda item: screen.size(item.vram_bytes), spare=6, right=True),
+        screen.Column("FREE", lambda item: screen.size(item.free_bytes), spare=7, right=True),
         screen.Column("JOB", lambda item: item.job, spare=3),
         screen.Column("BASE", lambda item: item.base_model, spare=4),
         screen.Column("NAME", lambda item: item.name, spare=5),

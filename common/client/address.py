@@ -46,7 +46,7 @@ def find_server(url: str | None = None, api_key: str | None = None, data_dir: Pa
     if chosen is None:
         raise ServerNotFound(
             f"no Tunery server is known: TUNERY_URL is not set and {folder / UP_FILE} does not exist",
-            hint="start one with `tunery up`, or set TUNERY_URL and TUNERY_API_KEY",
+            hint="start one with `tunery up`, and wait until it listens; or set TUNERY_URL and TUNERY_API_KEY",
         )
     chosen = _checked_url(chosen)
     key = api_key or env_key

@@ -150,13 +150,19 @@ def answer_error(response: httpx2.Response) -> ApiError:
         message,
         code=problem.get("code"),
         param=problem.get("param"),
-        hint=problem.get("hint") or _HINTS.get(status),
+        hint=_hint(status, problem),
     )
     error.status = status
     error.request_id = problem.get("request_id") or response.headers.get("x-request-id")
     listed = problem.get("errors")
     error.errors = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
     return error
+
+
+def _hint(status: int, problem: dict[str, Any]) -> str | None:
+    known = problem.get("hint") or _HINTS.get(status)
+    # Proxies and other programs refuse without a problem document.
+    return known if known or problem else "check that TUNERY_URL (or --url) is the address of a Tunery server"
 
 
 def connection_error(url: str, error: Exception) -> CannotConnect:

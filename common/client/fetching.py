@@ -92,6 +92,11 @@ class _PartFile:
             self._read_from(have)
         except httpx2.TransportError as broken:
             return broken
+        except OSError as error:
+            raise DownloadFailed(
+                f"{self._artifact.name} cannot be written to {self._path.parent}: {error.strerror}",
+                hint="make room there; what arrived is kept, and the same command goes on from there",
+            ) from error
         except _Refused as refused:
             if refused.status in _LINK_OVER and not self._relinked:
                 self._relinked, self._url = True, self._source.fresh_link(self._artifact)

@@ -53,7 +53,7 @@ def run_up(port: int | None = None, workers: int | None = None, data_dir: Path |
                 children.revive()
                 time.sleep(_POLL_S)
         except KeyboardInterrupt:
-            _say("stopping: a running job is given back with a checkpoint; a second Ctrl-C does not wait for it")
+            _say("stopping: a running job makes a checkpoint; a second Ctrl-C waits for none")
         finally:
             signals.stopping = True
             for name in ("up.json", "environment.json"):
@@ -89,9 +89,13 @@ def _start(children: Children, stack: Stack, settings: Settings, port: int, work
     placed = _worker_children(environment, stack, settings, workers)
     for child in placed:
         children.start(child)
-    _say(f"Tunery listens on {url}  (interactive documentation: {url}/docs)")
-    _say(f"API key: {key_file}  data: {stack.data_dir}  logs: {stack.data_dir / 'logs'}")
-    _say(f"running: {', '.join(children.pids())}; Ctrl-C stops all of it")
+    # A line each: addresses and paths that a terminal breaks cannot be clicked or copied.
+    _say(f"Tunery listens on {url}")
+    _say(f"documentation: {url}/docs")
+    _say(f"API key: {key_file}")
+    _say(f"logs: {stack.data_dir / 'logs'}")
+    _say(f"running: {', '.join(children.pids())}")
+    _say("Ctrl-C stops all of it")
 
 
 def _prepare_base_model(data_dir: Path) -> None:

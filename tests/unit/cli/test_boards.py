@@ -87,6 +87,18 @@ def test_a_terminal_gets_a_bar_with_everything_on_it():
     assert out.rstrip().endswith("\x1b[?25h")
 
 
+def test_a_check_shows_how_far_it_is():
+    far = {"param": "dataset", "rows": 12_345, "bytes": 30_000_000, "total_bytes": 120_000_000}
+    waits = {"code": "checking", "message": "its dataset and base model are being checked"}
+    update = job(status="validating", stage="preflight", max_steps=None, loss=None, checked=far, waits_for=waits)
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None, markup=False)
+    with boards.LiveBoard(console) as board:
+        board.show(update)
+        [line] = ["".join(part.text for part in line) for line in console.render_lines(board.lines(), pad=False)]
+    assert "checking" in line and "30.0 MB/120 MB" in line and "row 12,345 of the dataset" in line
+    assert board._progress.tasks[0].percentage == 25
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 140])
 def test_bar_and_losses_take_a_line_each(width):
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, markup=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.client.conftest import a_job
-from tests.unit.client.peer import Peer, problem, says
+from tests.unit.client.peer import Peer, problem, raw, says
 
 
 def test_what_the_server_refuses_is_said_with_its_hint(peer: Peer, tunery):
@@ -39,6 +39,21 @@ def test_everything_that_the_server_names_is_said(peer: Peer, tunery):
     done = tunery("submit", "hf://x/y", "-m", "x")
     assert "error: seed: too small (and 1 more)\nerror: lora.r: too big" in done.stderr
     assert json.loads(tunery("submit", "hf://x/y", "-m", "x", "-o", "json").stderr)["error"]["errors"] == named
+
+
+def test_another_program_at_the_address(peer: Peer, tunery):
+    peer.on("GET", "/jobs", raw(b"<Error>AccessDenied</Error>", 403))
+    done = tunery("ls")
+    assert done.exit_code == 2 and "403" in done.stderr and "the address of a Tunery server" in done.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_named(peer: Peer, tunery, tmp_path: Path):
+    (tmp_path / "taken").write_text("")
+    artifact = {"name": "adapter/a.bin", "bytes": 1, "sha256": "0" * 64, "url": "/a.bin"}
+    peer.on("GET", "/jobs/job_1/artifacts", says({"data": [artifact]}))
+    done = tunery("download", "job_1", tmp_path / "taken")
+    assert done.exit_code == 1
+    assert f"error: {tmp_path}/taken" in done.stderr.replace("\n", "") and "Errno" not in done.stderr
 
 
 def test_no_server(tunery, monkeypatch: pytest.MonkeyPatch):

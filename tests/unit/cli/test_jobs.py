@@ -46,6 +46,37 @@ def test_show(peer: Peer, tunery):
         assert words in out
 
 
+def test_bad_rows_are_a_list(peer: Peer, tunery):
+    problems = [
+        {
+            "param": "dataset",
+            "row": row,
+            "field": f"messages[{row}].content",
+            "code": "empty",
+            "message": f"is\x1b bad {row}",
+        }
+        for row in range(1, 101)
+    ]
+    said = {"code": "bad_rows", "message": "dataset: row 1: is bad", "hint": "fill it in"}
+    failed = a_job(status="failed", error=said | {"problems": problems, "num_problems": 137})
+    peer.on("GET", "/jobs/job_1", says(failed))
+    lines = tunery("show", "job_1").stdout.splitlines()
+    assert lines == [line.rstrip() for line in lines], "a pipe gets no blanks that would wrap in a terminal"
+    assert "error            137 bad rows in dataset" in lines and "hint             fill it in" in lines
+    lines = lines[next(place for place, line in enumerate(lines) if "WRONG" in line) :]
+    assert lines[0].split() == ["ROW", "WHERE", "WHAT", "IS", "WRONG"]
+    assert [line.split()[:2] for line in lines[1:11]] == [
+        [str(row), f"messages[{row}].content"] for row in range(1, 11)
+    ]
+    assert lines[10].endswith("is  bad 10") and lines[11:] == [
+        "… and 127 more; the first 100: tunery show job_1 -o json"
+    ]
+    assert len(json.loads(tunery("show", "job_1", "-o", "json").stdout)["error"]["problems"]) == 100
+    peer.on("GET", "/jobs/job_1/events", stream(("job", None, failed)))
+    watched = tunery("watch", "job_1").stderr
+    assert "error: 137 bad rows in dataset\n" in watched and lines[11] in watched and watched.count("is  bad") == 10
+
+
 def test_show_tells_what_became_of_the_adapter(peer: Peer, tunery):
     gap = {"relative": 0.0036, "max_abs": 0.1, "kl": 1e-5, "top1": 1.0}
     report = {

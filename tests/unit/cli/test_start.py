@@ -99,6 +99,20 @@ def test_the_version():
     assert run("-m", "common.cli", "--version").stdout.startswith("tunery ")
 
 
+def test_help_of_80_columns_cuts_nothing():
+    def groups(command: Any, name: str) -> Iterator[tuple[str, str]]:
+        context = typer.Context(command, info_name=name, terminal_width=80)
+        yield name, command.get_help(context)
+        for each, inner in getattr(command, "commands", {}).items():
+            yield from groups(inner, f"{name} {each}")
+
+    for name, told in groups(typer.main.get_command(app), "tunery"):
+        cut = [line for line in told.splitlines() if line.endswith("...") and "Usage:" not in line]
+        assert not cut, f"{name} --help: a first sentence is too long for its line: {cut}"
+        options = [line for line in told.splitlines() if line.lstrip().startswith("-")]
+        assert not [line for line in options if "list[" in line], f"{name} --help: an option needs a metavar"
+
+
 def test_help_and_guide_tell_every_exit_code():
     told = " ".join(run("-m", "common.cli", "--help").stdout.split())
     guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")

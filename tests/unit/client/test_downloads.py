@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
-from common.client import DownloadFailed, Tunery
+from common.client import DownloadFailed, Tunery, fetching
 from tests.unit.client.conftest import KEY
 from tests.unit.client.peer import Answer, Peer, file, hangs_up, problem, says
 
@@ -55,6 +56,29 @@ def test_it_goes_on_where_the_connection_broke(client: Tunery, publish, store: P
     assert client.jobs.download("job_1", tmp_path)[0].read_bytes() == CONTENT
     asked = [seen.headers.get("range") for seen in store.requests]
     assert asked == [None, "bytes=1000000-", "bytes=1000000-", "bytes=1000000-"]
+
+
+def test_a_full_disk_is_told_and_what_arrived_is_kept(
+    client: Tunery, publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    publish(file(CONTENT))
+    write, room = os.write, 1000
+
+    def full(descriptor: int, data: memoryview) -> int:
+        nonlocal room
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        done = write(descriptor, data[:room])
+        room -= done
+        return done
+
+    monkeypatch.setattr(fetching.os, "write", full)
+    with pytest.raises(DownloadFailed, match=r"cannot be written to .*: No space left on device") as failed:
+        client.jobs.download("job_1", tmp_path)
+    assert "make room" in (failed.value.hint or "")
+    room = 10**9
+    client.jobs.download("job_1", tmp_path)
+    assert any(path.read_bytes() == CONTENT for path in tmp_path.rglob("*") if path.is_file())
 
 
 def test_also_in_the_next_run(client: Tunery, publish, store: Peer, tmp_path: Path):
