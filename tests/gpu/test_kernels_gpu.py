@@ -10,7 +10,7 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
 from tests.gpu.running import run
 from tests.worker.trainer import eager, families, tiny
-from tests.worker.trainer.test_kernels import lora, see_each_other, shifted
+from tests.worker.trainer.test_kernels import ATTENTION, lora, see_each_other, shifted
 from worker.ml.kernels import torch_ops
 from worker.ml.kernels.layer import Recompute
 from worker.trainer import protocol
@@ -98,10 +98,10 @@ def test_weights_come_out_of_four_bits_as_bitsandbytes_has_them(nested: bool):
 
 
 # Sizes of cards: heads of 128, and of 96 for Phi-3.
-SIZED: dict[str, dict[str, int | None]] = {
+SIZED = {
     "qwen3": {"head_dim": 128, "num_attention_heads": 16},
-    "phi3": {"hidden_size": 768, "sliding_window": None},
-    "mistral": {"head_dim": 128, "sliding_window": max(LENGTHS)},
+    "phi3": {"hidden_size": 768},
+    "mistral": {"head_dim": 128},
 }
 
 
@@ -131,7 +131,8 @@ def test_a_job_stays_within_its_memory_and_follows_the_plain_path(tmp_path: Path
     sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4, "num_attention_heads": 8} | sizes
     sizes |= {"sliding_window": 256} if name == "phi3" else {}
     base = families.build(tmp_path, name, **sizes)
-    options = {"max_steps": 6, "lora": {"lora_dropout": 0.0}, "gradient_checkpointing": "auto", "optim": "auto"}
+    adapters = {"lora_dropout": 0.0, "target_modules": ["qkv_proj", "o_proj"] if name == "phi3" else ATTENTION}
+    options = {"max_steps": 6, "lora": adapters, "gradient_checkpointing": "auto", "optim": "auto"}
     # Small steps: two paths that differ by rounding drift apart with what they learn.
     options["learning_rate"] = 1e-5
     plain = run(tmp_path / "plain", base, kernels="plain", **options)

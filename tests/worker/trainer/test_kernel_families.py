@@ -111,3 +111,11 @@ def test_a_job_trains_the_same_adapter_by_either_path(tmp_path: Path, name: str)
     ours, theirs = made.weights(), plain.weights()
     assert max(float((ours[where] - theirs[where]).abs().max()) for where in theirs) < 1e-4
     assert made.result["kernels"]["path"] == "fused"
+
+
+def test_a_job_with_a_row_beyond_the_window_says_why_once(tmp_path: Path):
+    base = families.build(tmp_path, "mistral", sliding_window=8)
+    made = run(tmp_path / "run", base, kernels="fused", max_steps=1)
+    (note,) = made.notes("kernels.plain")
+    assert made.code == protocol.DONE and "sees 8 tokens, and the longest row has" in note.message
+    assert not made.notes("kernels.fused")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from common.schemas.lora import Lora
-from tests.worker.trainer import eager, tiny
+from tests.worker.trainer import eager, families, tiny
 from tests.worker.trainer.conftest import attempt
 from worker.ml.kernels import fused as fused_module
 from worker.ml.kernels import torch_ops
@@ -28,7 +28,7 @@ EVERYWHERE = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 EXACT = {"bnb_4bit_compute_dtype": "float32"}
 
 
-def lora(targets: list[str] = EVERYWHERE, **values: Any) -> Lora:
+def lora(targets: list[str] | str = EVERYWHERE, **values: Any) -> Lora:
     return Lora(r=4, lora_alpha=8.0, target_modules=targets, **({"lora_dropout": 0.0} | values))
 
 
@@ -59,12 +59,18 @@ def test_gradients_of_a_base_with_biases(tmp_path: Path):
     assert eager.worst_error(eager.fused(eager.path_of(model), model, data(model))[1], wanted) < 1e-5
 
 
+# The linear layers with one input, whose masks differ by their place.
+SPLIT = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
+JOINED = [["qkv_proj"], ["o_proj"], ["gate_up_proj"], ["down_proj"]]
+
+
 @pytest.mark.parametrize("way", list(Recompute))
+@pytest.mark.parametrize(("family", "names"), [("llama", SPLIT), ("qwen3", SPLIT), ("phi3", JOINED)])
 def test_dropout_is_the_mask_of_its_seed_also_when_recomputed(
-    base: Path, monkeypatch: pytest.MonkeyPatch, way: Recompute
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, names: list[list[str]], way: Recompute
 ):
     share = 0.4
-    model = eager.adapted(base, lora(lora_dropout=share), four_bit=False)
+    model = families.adapted(tmp_path, family, lora("all-linear", lora_dropout=share), four_bit=False)
     calls: list[Call] = []
     run = fused_module.run_layer
     monkeypatch.setattr(fused_module, "run_layer", lambda call, x: calls.append(call) or run(call, x))
@@ -73,7 +79,6 @@ def test_dropout_is_the_mask_of_its_seed_also_when_recomputed(
     masks = {}
     for index, call in enumerate(calls):
         layer = f"model.layers.{index}"
-        names = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
         for group, members in enumerate(names):
             for place, name in enumerate(members):
                 where = f"{layer}.{'self_attn' if group < 2 else 'mlp'}.{name}"

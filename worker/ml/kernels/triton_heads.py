@@ -109,14 +109,19 @@ def _rotate_back(
         first, second = _both(key + at, held_key, TURNED // 2)
         left, right = _turned(first, second, angles, True)
         _store_both(target + at, left, right, held_key, TURNED // 2)
-    at = tl.arange(0, WIDE)[None, :]
+    if SIZE == 2 * BLOCK:
+        at = tl.arange(0, BLOCK)[None, :]
+        _copy(value + at, target + at, of_value)
+        _copy(value + at + BLOCK, target + at + BLOCK, of_value)
+    else:
+        at = tl.arange(0, WIDE)[None, :]
+        inside = at < SIZE
+        _copy(value + at, target + at, of_value & inside)
     if TURNED < SIZE:
+        at = tl.arange(0, WIDE)[None, :]
         rest = (at >= TURNED) & (at < SIZE)
         _copy(query + at, target + at, of_query & rest)
         _copy(key + at, target + at, of_key & rest)
-    if SIZE < WIDE:
-        of_value = of_value & (at < SIZE)
-    _copy(value + at, target + at, of_value)
 
 
 def rotate_back(sources, target, cos, sin):
@@ -140,6 +145,7 @@ def _norm_rotate(rows, weight, made, cos, sin, heads, stride, eps, SIZE: tl.cons
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     at = tl.arange(0, half)[None, :]
     inside = head < heads
+    angles = _angles(cos, sin, row, at, SIZE, half)
     first, second = _both(rows + row * stride + head * SIZE + at, inside, half)
     scale = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / SIZE + eps)[:, None]
     left, right = _both(weight + head * SIZE + at, inside, half)
@@ -147,7 +153,7 @@ def _norm_rotate(rows, weight, made, cos, sin, heads, stride, eps, SIZE: tl.cons
     # Rounded where the module rounds.
     first = ((first * scale).to(dtype).to(tl.float32) * left).to(dtype).to(tl.float32)
     second = ((second * scale).to(dtype).to(tl.float32) * right).to(dtype).to(tl.float32)
-    left, right = _turned(first, second, _angles(cos, sin, row, at, SIZE, half), False)
+    left, right = _turned(first, second, angles, False)
     _store_both(made + (row * heads + head) * SIZE + at, left, right, inside, half)
 
 
@@ -172,9 +178,10 @@ def _norm_rotate_back(
     whole = heads + 2 * kv_heads
     of_query, of_key = head < heads, (head >= heads) & (head < heads + kv_heads)
     inside = head < heads + kv_heads
+    angles = _angles(cos, sin, row, at, SIZE, half)
     first, second = _both(query + (row * heads + head) * SIZE + at, of_query, half)
     other, another = _both(key + (row * kv_heads + head - heads) * SIZE + at, of_key, half)
-    left, right = _turned(first + other, second + another, _angles(cos, sin, row, at, SIZE, half), True)
+    left, right = _turned(first + other, second + another, angles, True)
     place = rows + (row * whole + head) * SIZE + at
     first, second = _both(place, inside, half)
     scale = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / SIZE + eps)[:, None]
