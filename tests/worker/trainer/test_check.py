@@ -15,8 +15,8 @@ import pytest
 from tests.worker.trainer import tiny
 from tests.worker.trainer.conftest import JOB, Go
 from worker.trainer import protocol
-from worker.trainer.check import answer, check
-from worker.trainer.protocol import Failed, Message, Result, TrainSpec
+from worker.trainer.check import answer
+from worker.trainer.protocol import Failed, Message, Result
 
 
 def checked(folder: Path, base: Path, rows: list[Any] | None = None, **options: Any) -> tuple[int, Result | Failed]:
@@ -112,8 +112,9 @@ def test_limits_come_with_the_spec(tmp_path: Path, base: Path):
     tiny.write_run(tmp_path, base)
     spec = json.loads((tmp_path / "spec.json").read_text()) | {"limits": {"max_rows": 5}}
     (tmp_path / "spec.json").write_text(json.dumps(spec))
-    with pytest.raises(Exception, match="more than 5 rows"):
-        check(tmp_path, TrainSpec.read(tmp_path))
+    said: list[Message] = []
+    assert answer(tmp_path, said.append) == protocol.BAD_INPUT
+    assert isinstance(said[-1], Failed) and "more than 5 rows" in said[-1].message
 
 
 def test_the_child_runs_without_torch(tmp_path: Path, base: Path):
