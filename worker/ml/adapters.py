@@ -18,12 +18,14 @@ from transformers.pytorch_utils import Conv1D
 
 from common.errors import InvalidInput
 from common.schemas.lora import Lora
-from worker.ml.targets import Modules, check_lora, find_targets, find_to_save, held_in_4_bit
+from worker.ml.targets import Modules, check_lora, check_rank, find_targets, find_to_save, held_in_4_bit
 from worker.ml.towers import outside_text, pattern_of
 
 WEIGHTS = "adapter_model.safetensors"
 _PARAM = "lora.target_modules"
 _FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
+# peft 0.21 looks for an embedding that is tied by these names: GPT-2's `wte` would be parted from its head.
+_PEFTS_ENDS = ("embed_tokens", "lm_head")
 Factors = dict[str, torch.Tensor]
 
 
@@ -39,10 +41,14 @@ def attach(base: PreTrainedModel, lora: Lora, *, ends: bool = False) -> PeftMode
     modules = modules_of(base)
     check_lora(lora, modules)
     _check_init(base, lora)
+    check_rank(lora, modules, lambda name: min(base.get_submodule(name).weight.shape))  # type: ignore[arg-type]
     to_save = sorted(
         find_to_save(lora.modules_to_save or [], modules) | (_ends(base, lora, modules) if ends else set())
     )
     _check_to_save(base, to_save)
+    tied = _is_tied(base, to_save)
+    if tied and not any(name.rpartition(".")[2] in _PEFTS_ENDS for name in to_save):
+        to_save = sorted({*to_save, *([modules.head] if modules.head else [])})
     # peft's annotation knows whole numbers only, and so do some readers of the file.
     alpha: Any = int(lora.lora_alpha) if lora.lora_alpha.is_integer() else lora.lora_alpha
     config = LoraConfig(
@@ -57,7 +63,7 @@ def attach(base: PreTrainedModel, lora: Lora, *, ends: bool = False) -> PeftMode
         use_dora=lora.use_dora,
         use_rslora=lora.use_rslora,
         init_lora_weights=lora.init_lora_weights,  # type: ignore[arg-type]
-        ensure_weight_tying=_is_tied(base, to_save),
+        ensure_weight_tying=tied,
         # The layers of a vision tower carry the same names.
         exclude_modules=pattern_of(outside_text(base)),
         # peft sets it by itself, and warns.
@@ -77,6 +83,7 @@ def modules_of(base: PreTrainedModel) -> Modules:
     return Modules(
         names=[name for name, _ in named],
         linear=[name for name, module in named if _is_linear(module) and module is not head],
+        embeddings=[name for name, module in named if isinstance(module, torch.nn.Embedding)],
         head=next((name for name, module in named if module is head), None),
     )
 
@@ -102,8 +109,16 @@ def _check_init(base: PreTrainedModel, lora: Lora) -> None:
 
 def _check_to_save(base: PreTrainedModel, names: list[str]) -> None:
     for name in names:
-        if any(getattr(parameter, "quant_state", None) for parameter in base.get_submodule(name).parameters()):
+        parameters = list(base.get_submodule(name).parameters())
+        if any(getattr(parameter, "quant_state", None) for parameter in parameters):
             raise held_in_4_bit(name)
+        if not parameters:
+            raise InvalidInput(
+                f"lora.modules_to_save: {name!r} has no weights to train",
+                code="bad_modules_to_save",
+                param="lora.modules_to_save",
+                hint="leave it out",
+            )
 
 
 def _ends(base: PreTrainedModel, lora: Lora, modules: Modules) -> set[str]:
@@ -142,6 +157,21 @@ def set_adapter_dtype(model: PeftModel, dtype: torch.dtype) -> None:
         if parameter.requires_grad and id(parameter) not in quantized:
             wanted = dtype if any(f".{factor}." in name for factor in _FACTORS) else torch.float32
             parameter.data = parameter.data.to(wanted)
+
+
+def widen_norms(model: PeftModel) -> None:
+    """Hold every LayerNorm of `model` in fp32 if more than LoRA matrices is trained: on a CPU, whose autocast leaves
+    them as they are, torch refuses one whose input or bias is wider than its weight.
+
+    On a card autocast computes them in fp32 itself.
+    """
+    trained = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    if all(any(f".{factor}." in name for factor in _FACTORS) for name in trained):
+        return
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            for parameter in module.parameters():
+                parameter.data = parameter.data.float()
 
 
 @contextmanager

@@ -62,6 +62,8 @@ def sft_config(
         dataset_kwargs={"skip_prepare_dataset": True},
         warmup_steps=options.warmup,
         lr_scheduler_type=options.lr_scheduler_type,
+        # transformers ends it at 1e-7, and refuses a learning_rate that is no more.
+        lr_scheduler_kwargs={"lr_end": 0.0} if options.lr_scheduler_type == "polynomial" else None,
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
         optim=optim,

@@ -36,9 +36,10 @@ def known_modules(architecture: str, num_layers: int) -> Modules:
     def expand(names: list[str]) -> list[str]:
         return [name.replace("*", str(layer)) for name in names for layer in range(num_layers if "*" in name else 1)]
 
-    linear = expand(entry["linear"])
+    linear, embeddings = expand(entry["linear"]), expand(entry["embeddings"])
     head = entry["head"]
-    return Modules([*linear, *expand(entry["other"]), *([head] if head else [])], linear, head)
+    names = [*linear, *embeddings, *expand(entry["other"]), *([head] if head else [])]
+    return Modules(names, linear, embeddings, head)
 
 
 @cache
@@ -50,15 +51,22 @@ def _table() -> dict[str, dict[str, Any]]:
 def measure(architecture: str) -> dict[str, Any]:
     """Return the table's entry for `architecture`, from models without memory."""
     linear: set[str] = set()
+    embeddings: set[str] = set()
     other: set[str] = set()
     for variant in _VARIANTS:
         modules = _built(architecture, variant)
         if modules is None:
             continue
         linear |= {_NUMBER.sub("*", name) for name in modules.linear}
+        embeddings |= {_NUMBER.sub("*", name) for name in modules.embeddings}
         other |= {_NUMBER.sub("*", name) for name in modules.names if name != modules.head}
         head = modules.head
-    return {"head": head, "linear": sorted(linear), "other": sorted(other - linear)}
+    return {
+        "head": head,
+        "linear": sorted(linear),
+        "embeddings": sorted(embeddings),
+        "other": sorted(other - linear - embeddings),
+    }
 
 
 def _built(architecture: str, variant: dict[str, Any]) -> Modules | None:

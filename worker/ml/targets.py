@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from common.errors import InvalidInput
@@ -20,10 +20,14 @@ _LISTED = 24
 
 @dataclass(frozen=True)
 class Modules:
-    """The names of a base's modules. `linear` leaves out the output head."""
+    """The names of a base's modules. `linear` leaves out the output head.
+
+    Only linear layers and `embeddings` can carry an adapter.
+    """
 
     names: Sequence[str]
     linear: Sequence[str]
+    embeddings: Sequence[str]
     head: str | None = None
 
     def hint(self, kind: str) -> str:
@@ -44,12 +48,41 @@ def check_lora(lora: Lora, modules: Modules) -> None:
             param=_TARGETS,
             hint="name it in lora.modules_to_save to train it as a whole",
         )
-    both = targets & find_to_save(lora.modules_to_save or [], modules)
-    if both:
+    if bare := targets - set(modules.linear) - set(modules.embeddings):
         raise InvalidInput(
-            f"{_TO_SAVE}: {min(both)!r} is a target too; train it as a whole, or with an adapter",
-            code="bad_modules_to_save",
-            param=_TO_SAVE,
+            f"{_TARGETS}: {min(bare)!r} is neither a linear layer nor an embedding, which alone can carry an adapter",
+            code="bad_target_modules",
+            param=_TARGETS,
+            hint=modules.hint("linear layers"),
+        )
+    for whole in sorted(find_to_save(lora.modules_to_save or [], modules)):
+        # peft passes over a target in such a module without a word.
+        if both := [name for name in targets if name == whole or name.startswith(f"{whole}.")]:
+            within = "is a target too" if whole in both else f"has the target {min(both)!r} in it"
+            raise InvalidInput(
+                f"{_TO_SAVE}: {whole!r} {within}; train it as a whole, or with an adapter",
+                code="bad_modules_to_save",
+                param=_TO_SAVE,
+            )
+
+
+def check_rank(lora: Lora, modules: Modules, side: Callable[[str], int | None]) -> None:
+    """Raise InvalidInput if an adapter is to begin with more parts of a weight than the weight has.
+
+    peft 0.21 takes as many as there are, and the adapter that is published fits its own configuration no more.
+
+    Args:
+        side: the shorter side of a linear layer's weight by the layer's name, None where it is not known.
+    """
+    if not lora.changes_base:
+        return
+    targets = find_targets(lora.target_modules, modules) & set(modules.linear)
+    most, name = min(((known, name) for name in targets if (known := side(name)) is not None), default=(lora.r, ""))
+    if lora.r > most:
+        raise InvalidInput(
+            f'lora.r: "{lora.init_lora_weights}" takes {lora.r} parts out of each weight, and {name!r} has {most}',
+            param="lora.r",
+            hint=f"use an r of at most {most}, or init_lora_weights true",
         )
 
 

@@ -20,7 +20,7 @@ from worker.data.source import Problems, Source
 from worker.ml.base_check import BaseFacts, base_check, check_forms
 from worker.ml.module_names import known_modules
 from worker.ml.options import settle
-from worker.ml.targets import check_held_in_4_bit, check_lora
+from worker.ml.targets import check_held_in_4_bit, check_lora, check_rank
 from worker.ml.vocabulary import rows_needed
 from worker.trainer import entry
 from worker.trainer.entry import parse_job
@@ -114,6 +114,12 @@ def _check_adapter(job: JobSpec, facts: BaseFacts) -> None:
         return
     modules = known_modules(facts.architecture, facts.num_layers)
     check_lora(job.lora, modules)
+    if facts.shape is not None:
+        sides: dict[str, int] = {}
+        for linear in facts.shape.linears:
+            last = linear.name.rpartition(".")[2]
+            sides[last] = max(sides.get(last, 0), min(linear.inputs, linear.outputs))
+        check_rank(job.lora, modules, lambda name: sides.get(name.rpartition(".")[2]))
     if job.method == "qlora" and not facts.quantized:
         check_held_in_4_bit(job.lora, modules)
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, set_seed
 from common.memory.fitting import BatchPlan
 from common.schemas.jobs import JobSpec
 from common.schemas.lora import Lora
-from worker.ml.adapters import attach, factors, set_adapter_dtype, trainable_count
+from worker.ml.adapters import attach, factors, set_adapter_dtype, trainable_count, widen_norms
 from worker.ml.arguments import choose_optimizer
 from worker.ml.base import Base, load_base
 from worker.ml.base_check import BaseFacts, base_check
@@ -192,5 +192,7 @@ def _adapted(run: Run, base: PreTrainedModel, lora: Lora, *, grown: bool) -> Pef
         if parameter.requires_grad:  # peft puts an adapter beside its layer, which may wait in host memory
             parameter.data = parameter.data.to(run.device)
     set_adapter_dtype(model, run.precision.adapter)
+    if run.device.type == "cpu":
+        widen_norms(model)
     run.initial = factors(model) if lora.changes_base else None
     return model

@@ -196,10 +196,16 @@ def test_a_checkpoint_holds_what_is_trained_and_no_more(go: Go):
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "nothing": ({"modules_to_save": ["wte"]}, "no module: 'wte'", "embed_tokens (1 times)"),
     "partly": ({"target_modules": ["q_proj", "query"]}, "nothing for these: 'query'", "q_proj (2 times)"),
-    "no_form": ({"target_modules": ["mlp"]}, "Target module LlamaMLP", "q_proj (2 times)"),
+    "no_form": ({"target_modules": ["mlp"]}, "'model.layers.0.mlp' is neither a linear layer", "q_proj (2 times)"),
+    "no_weights": ({"modules_to_save": ["rotary_emb"]}, "has no weights", ""),
     "head": ({"target_modules": ["lm_head"]}, "cannot carry an adapter", "modules_to_save"),
     "in_4_bit": ({"modules_to_save": ["model.layers.0.mlp"]}, "held in 4 bit", "target_modules"),
     "twice": ({"modules_to_save": ["model.embed_tokens"], "target_modules": ["embed_tokens"]}, "a target too", ""),
+    "within": (
+        {"modules_to_save": ["layers.1"]},
+        "'model.layers.1' has the target 'model.layers.1.self_attn.k_proj'",
+        "",
+    ),
 }
 
 
@@ -210,6 +216,33 @@ def test_what_cannot_be_trained_is_refused_by_name(base: Path, name: str):
         attached(base, four_bit=True, **lora)
     assert refused.value.param in ("lora.target_modules", "lora.modules_to_save")
     assert message in refused.value.message and hint in (refused.value.hint or "")
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
+def test_no_more_parts_are_taken_out_of_a_weight_than_it_has(base: Path, init: str):
+    # The two key heads make 32 rows.
+    assert attached(base, r=32, init_lora_weights=init)
+    with pytest.raises(InvalidInput, match=r"33 parts.*layers\.0\.self_attn\.k_proj' has 32") as refused:
+        attached(base, r=33, init_lora_weights=init)
+    assert refused.value.param == "lora.r"
+
+
+# peft does not know again what it has tied, but finds the head in the file.
+@pytest.mark.filterwarnings("ignore:You have requested `ensure_weight_tying`")
+@pytest.mark.parametrize("lora", [{"modules_to_save": ["wte"]}, {"bias": "all"}], ids=["embedding", "biases"])
+def test_a_base_with_layer_norms_trains_more_than_matrices(go: Go, tmp_path: Path, lora: dict[str, Any]):
+    # In bf16 compute, as a CPU that has it takes by itself.
+    base = tiny.build_family(tmp_path / "gpt2", "gpt2", n_embd=64, n_layer=1, n_head=4, n_positions=128)
+    made = go(base=base, method="lora", lora={"target_modules": ["c_attn"], **lora})
+    assert made.code == protocol.DONE and made.run
+    head, embedding = made.run.model.get_output_embeddings(), made.run.model.get_input_embeddings()
+    assert head.weight is embedding.weight
+    norms = [module for module in made.run.model.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert norms and {norm.weight.dtype for norm in norms} == {torch.float32}
+    theirs = PeftModel.from_pretrained(stock_base(base, "lora"), made.folder / "out" / "adapter")
+    ours = logits(made.run.model.float(), made)
+    # One holds the frozen weights in bf16, where that is computed in.
+    assert (ours - logits(theirs, made)).norm() < 0.02 * ours.norm()
 
 
 def test_olora_is_refused_on_conv1d(tmp_path: Path):

@@ -35,6 +35,7 @@ def test_every_module_of_a_base_is_known(base: Path):
         modules_of(AutoModelForCausalLM.from_pretrained(base)),
     )
     assert set(known.names) == set(real.names) and set(known.linear) == set(real.linear) and known.head == real.head
+    assert set(known.embeddings) == set(real.embeddings) == {"model.embed_tokens"}
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -42,6 +43,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "pattern": ({"target_modules": r".*layers\.7\..*"}, "no module"),
     "head": ({"target_modules": ["lm_head"]}, "cannot carry an adapter"),
     "whole": ({"modules_to_save": ["wte"]}, "no module: 'wte'"),
+    "kind": ({"target_modules": ".*self_attn"}, "'model.layers.0.self_attn' is neither a linear layer"),
     "in_4_bit": ({"modules_to_save": ["model.layers.1.mlp"]}, "held in 4 bit"),
 }
 
@@ -65,3 +67,9 @@ def test_the_preflight_lists_the_layers_of_another_family(tmp_path: Path):
 def test_the_preflight_takes_what_is_there(tmp_path: Path, base: Path):
     lora = {"target_modules": r".*layers\.1\..*_proj", "modules_to_save": ["lm_head", "norm"]}
     assert checked(tmp_path, base, lora=lora)[0] == protocol.DONE
+
+
+def test_the_preflight_knows_how_many_parts_a_weight_has(tmp_path: Path, base: Path):
+    asked = {"method": "lora", "lora": {"init_lora_weights": "pissa", "r": 33}}
+    code, failed = checked(tmp_path, base, **asked)
+    assert code == protocol.BAD_INPUT and isinstance(failed, Failed) and failed.param == "lora.r"

@@ -60,6 +60,11 @@ def test_warm_up_may_be_given_in_steps(go: Go):
     assert rates == pytest.approx([0.0, 1e-3 / 3, 2e-3 / 3, 1e-3])
 
 
+def test_a_polynomial_takes_any_rate(go: Go):
+    made = go(max_steps=2, learning_rate=1e-8, lr_scheduler_type="polynomial")
+    assert [m["learning_rate"] for m in made.metrics()] == pytest.approx([1e-8, 5e-9])
+
+
 def test_the_constants_of_adam_are_honoured(go: Go):
     plain = go()
     # Without a memory of earlier gradients each step goes its own way; a large epsilon makes every step small.
