@@ -40,6 +40,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "lean, classic's order": {"hyperparameters": _FAST | {"max_memory_gib": 22.0, "group_by_length": True}},
     "small": {"hyperparameters": _FAST | {"max_memory_gib": 10.0}},
     "roomy": {"hyperparameters": _FAST},
+    "lean, fp8": {"hyperparameters": _FAST | {"max_memory_gib": 22.0, "fp8": True}},
+    "roomy, fp8": {"hyperparameters": _FAST | {"fp8": True}},
     "default": {"hyperparameters": {}},
 }
 # What is no job of Tunery's, and its longest sequence in tokens: as many as a step has where there is no figure.
@@ -48,7 +50,7 @@ STOCK: dict[str, int | None] = {"classic, stock": 1024, "trl": None, "unsloth": 
 _CHAT = {"mean": 5.4, "spread": 0.6, "most": 900}
 TABLES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "main": (_CHAT, {}, ["classic", "lean", "classic", "classic, stock", "unsloth", "unsloth, 16k tokens", "small",
-                         "roomy", "lora16", "default", "lean, classic's order", "trl"]),
+                         "roomy", "lean, fp8", "roomy, fp8", "lora16", "default", "lean, classic's order", "trl"]),
     "short": ({"mean": 3.7, "spread": 0.4, "most": 200}, {}, ["lean", "classic"]),
     "full": ({"mean": 9.0, "spread": 0.1, "most": 2000}, {}, ["lean", "classic"]),
     "linear": (_CHAT, {"lora": {"target_modules": _EVERYWHERE}}, ["lean", "classic"]),

@@ -63,7 +63,8 @@ def costs(setup: Setup) -> Costs:
         mlp=nothing - size * 2 * shape.intermediate,
         all=size * shape.hidden,
         working=size
-        * working_values(shape.hidden, shape.intermediate, shape.queries, shape.keys, head_norm=shape.qk_norm),
+        * working_values(shape.hidden, shape.intermediate, shape.queries, shape.keys, head_norm=shape.qk_norm)
+        + (2 * shape.intermediate if setup.fp8 else 0),
         fixed=size * (joined + _HEAD_TOKENS * shape.vocab),
     )
 
@@ -121,8 +122,11 @@ def _room(setup: Setup, free_bytes: int) -> int:
 
 
 def _dense_bytes(setup: Setup, step: Step, each: Costs, room: int) -> int:
-    """Return the bytes of the base in 16 bit, which is held besides where a usual step recomputes nothing even so."""
-    if setup.method != "qlora":
+    """Return the bytes of the base in 16 bit, or in 8 bit both ways round.
+
+    It is held besides where a usual step recomputes nothing even so.
+    """
+    if setup.method != "qlora" and not setup.fp8:
         return 0
     dense = setup.shape.linear_weights * 2
     usual = int(step.rows * step.mean * _LARGE_STEP)

@@ -35,7 +35,7 @@ class Setup:
 
     `element`: bytes of a value in products; `trained_bytes`: of a trained weight. `adapted`: the linear layers with an
     adapter, and on how many decoder layers. `offloads`: layers may wait in host memory. `fused`: a card would take the
-    fast path.
+    fast path; `fp8`: with products in 8-bit floats.
     """
 
     shape: Shape
@@ -51,6 +51,7 @@ class Setup:
     adapted: tuple[tuple[Linear, int], ...]
     trained: tuple[Trained, ...]
     fused: bool = False
+    fp8: bool = False
 
     @property
     def weight_bytes(self) -> int:
@@ -131,6 +132,7 @@ def read_setup(job: JobSpec, shape: Shape, *, optim: str | None = None, element:
         adapted=adapted,
         trained=tuple(_trained(lora, shape, adapted) if lora else _whole(shape)),
         fused=shape.fusable and _is_covered(job),
+        fp8=job.hyperparameters.fp8,
     )
 
 

@@ -97,6 +97,57 @@ def test_weights_come_out_of_four_bits_as_bitsandbytes_has_them(nested: bool):
     assert torch.equal(ours, dequantize_4bit(packed, state))
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("nested", [True, False])
+def test_weights_come_out_of_four_bits_in_eight(nested: bool, turned: bool):
+    from worker.ml.kernels import triton_ops
+
+    weight = torch.randn(1000, 256, device="cuda", dtype=torch.bfloat16)
+    packed, state = quantize_4bit(weight, compress_statistics=nested, quant_type="nf4")
+    scales, outer, factor = state.absmax, None, torch.tensor([64.0], device="cuda")
+    if nested:
+        factors = state.state2.absmax.float()
+        outer = state.state2.code, factors, state.offset.float().expand(len(factors)).contiguous()
+        # The twin wants whole groups of 256 scales.
+        rows = len(scales) // 256 * 256 * 64 // 256
+        packed, scales = packed.reshape(-1)[: rows * 128], scales[: rows * 4]
+        outer = outer[0], outer[1][: len(scales) // 256], outer[2][: len(scales) // 256]
+    shape = (packed.numel() // 128, 256)
+    ours, theirs = (
+        ops.narrow_weights(packed.reshape(-1), scales, state.code, outer, shape, factor, turned=turned).float()
+        for ops in (triton_ops, torch_ops)
+    )
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_products_in_eight_bit_are_those_of_torch(exact: bool):
+    from worker.ml.kernels import triton_ops
+
+    x = torch.randn(517, 4096, device="cuda", dtype=torch.bfloat16) * torch.rand(517, 1, device="cuda") * 50
+    matrix = (torch.randn(6144, 4096, device="cuda") * 100).clamp(-448, 448).to(torch.float8_e4m3fn)
+    scale, bias = torch.tensor([2.0**-12], device="cuda"), torch.randn(6144, device="cuda", dtype=torch.bfloat16)
+    ours, theirs = (ops.narrow_product(x, matrix, scale, bias, exact=exact) for ops in (triton_ops, torch_ops))
+    assert distance(ours, theirs) < 5e-3
+
+
+@pytest.mark.parametrize("way", list(Recompute))
+def test_gradients_in_8_bit_are_near_those_of_eager_layers_in_32(tmp_path: Path, way: Recompute):
+    base = tiny.build_base(tmp_path / "base", hidden_size=1024, intermediate_size=2048, num_attention_heads=8)
+    model = eager.adapted(base, lora(), four_bit=True, dtype=torch.bfloat16, device="cuda")
+    rows = eager.rows(LENGTHS, model.config.vocab_size)
+    loss, wanted = eager.eager(eager.reference(model, lora()), rows)
+    path = eager.path_of(model, way)
+    path.compute_narrow()
+    found, ours = eager.fused(path, model, rows)
+    assert found == pytest.approx(loss, rel=5e-3) and eager.worst_cosine(ours, wanted) > 0.98
+    print(f"worst cosine in 8 bit: {eager.worst_cosine(ours, wanted):.5f}")
+    path.keep_weights()
+    assert eager.worst_cosine(eager.fused(path, model, rows)[1], ours) > 0.9999
+    for alter in (see_each_other, shifted):
+        assert eager.worst_cosine(eager.fused(path, model, rows, alter)[1], wanted) < 0.9
+
+
 # Sizes of cards: heads of 128, and of 96 for Phi-3.
 SIZED = {
     "qwen3": {"head_dim": 128, "num_attention_heads": 16},
@@ -124,10 +175,17 @@ def test_gradients_in_16_bit_are_those_of_eager_layers_in_32(tmp_path: Path, nam
 
 # The heads of the second are twice as wide together as its hidden state, as in the smallest Qwen 3.
 @pytest.mark.parametrize(
-    ("name", "sizes"),
-    [("llama", {}), ("qwen3", {"head_dim": 128, "num_attention_heads": 16, "num_key_value_heads": 8}), ("phi3", {})],
+    ("name", "sizes", "fp8"),
+    [
+        ("llama", {}, False),
+        ("llama", {}, True),
+        ("qwen3", {"head_dim": 128, "num_attention_heads": 16, "num_key_value_heads": 8}, False),
+        ("phi3", {}, False),
+    ],
 )
-def test_a_job_stays_within_its_memory_and_follows_the_plain_path(tmp_path: Path, name: str, sizes: dict[str, int]):
+def test_a_job_stays_within_its_memory_and_follows_the_plain_path(
+    tmp_path: Path, name: str, sizes: dict[str, int], fp8: bool
+):
     sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4, "num_attention_heads": 8} | sizes
     sizes |= {"sliding_window": 256} if name == "phi3" else {}
     base = families.build(tmp_path, name, **sizes)
@@ -136,8 +194,9 @@ def test_a_job_stays_within_its_memory_and_follows_the_plain_path(tmp_path: Path
     # Small steps: two paths that differ by rounding drift apart with what they learn.
     options["learning_rate"] = 1e-5
     plain = run(tmp_path / "plain", base, kernels="plain", **options)
-    made = run(tmp_path / "fused", base, max_memory_gib=0.6, **options)
+    made = run(tmp_path / "fused", base, max_memory_gib=0.6, fp8=fp8, **options)
     assert made.code == plain.code == protocol.DONE and made.notes("kernels.fused")
+    assert made.result["kernels"]["fp8"] == fp8
     assert made.losses == pytest.approx(plain.losses, abs=0.02)
     assert made.result["peak_memory_bytes"] <= 0.6 * 2**30
 

@@ -121,13 +121,17 @@ def kept(model_type: str, method: str, lora: dict[str, Any] | None, layers: int)
     return sum(tensor.untyped_storage().nbytes() for where, tensor in found.items() if where not in own)
 
 
+@pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("targets", [["o_proj"], "all-linear"], ids=["one", "all"])
 @pytest.mark.parametrize("name", families.COVERED)
-def test_the_fast_path_plans_with_the_same_bytes(tmp_path: Path, name: str, targets: Any):
+def test_the_fast_path_plans_with_the_same_bytes(tmp_path: Path, name: str, targets: Any, fp8: bool):
     lora = {"r": 8, "target_modules": targets}
     model = eager.adapted(families.build(tmp_path, name), Lora(**lora), four_bit=True, dtype=torch.bfloat16)
     path = Fused(model, least=(Recompute.NOTHING,) * 2, room=None)
-    spec = JobSpec.model_validate({"model": "base", "dataset": "dataset:ds_0", "lora": lora})
+    if fp8:
+        path.compute_narrow()
+    job = {"model": "base", "dataset": "dataset:ds_0", "lora": lora, "hyperparameters": {"fp8": fp8}}
+    spec = JobSpec.model_validate(job)
     foreseen = fused.costs(read_setup(spec, shape_of(model.config)))
     kept = path.costs.kept
     assert (kept[Recompute.NOTHING], kept[Recompute.MLP]) == (foreseen.nothing, foreseen.mlp)

@@ -13,6 +13,7 @@ from common.schemas.jobs import JobSpec
 from worker.ml.kernels.attention import has_kernel, takes
 from worker.ml.kernels.budget import Ways, bytes_of
 from worker.ml.kernels.cover import NotCovered, decoder_layers, require_covered
+from worker.ml.kernels.eight_bit import why_not
 from worker.ml.kernels.fused import Fused
 from worker.ml.kernels.layer import Recompute
 from worker.ml.kernels.operations import has_triton
@@ -50,8 +51,9 @@ def choose(
         shrink: steps down the out-of-memory ladder.
     """
     asked = job.hyperparameters.kernels
+    wide = (_no_fp8("training runs on the plain path"),) if job.hyperparameters.fp8 else ()
     if asked == "plain":
-        return None, (_plain("it was asked for", asked),)
+        return None, (_plain("it was asked for", asked), *wide)
     try:
         _require_device(device, asked)
         if offloaded:
@@ -62,9 +64,9 @@ def choose(
         if device.type == "cuda":
             _require_attention(model, precision.compute)
     except NotCovered as reason:
-        return None, (_plain(str(reason), asked),)
+        return None, (_plain(str(reason), asked), *wide)
     assert isinstance(model, PeftModel)
-    return _fused(model, job, options, device, lengths, shrink)
+    return _fused(model, job, options, precision, device, lengths, shrink)
 
 
 def _require_device(device: torch.device, asked: str) -> None:
@@ -92,21 +94,43 @@ def _plain(reason: str, asked: str) -> Choice:
 
 
 def _fused(
-    model: PeftModel, job: JobSpec, options: Options, device: torch.device, lengths: Sequence[int], shrink: int
+    model: PeftModel,
+    job: JobSpec,
+    options: Options,
+    precision: Precision,
+    device: torch.device,
+    lengths: Sequence[int],
+    shrink: int,
 ) -> tuple[Fused, tuple[Choice, ...]]:
     base: Any = model.get_base_model()
     count = len(decoder_layers(base))
     least = _least(options, count, automatic=job.hyperparameters.gradient_checkpointing == "auto" and not shrink)
     path = Fused(model, least=least, room=_room(model, job, device, shrink))
+    wide = _compute_narrow(path, precision.compute, device) if job.hyperparameters.fp8 else ()
     step = int(sum(lengths) / max(1, len(lengths)) * options.micro_batch * options.accumulation * _LARGE_STEP)
-    if path.room is not None and job.method == "qlora":
-        dense = sum(group.num_weights for parts in path.layers for group in parts.groups) * 2
+    if path.room is not None and (job.method == "qlora" or path.narrow):
+        # In 16 bit, or in 8 bit both ways round.
+        dense = sum(group.num_weights for group in path.groups) * 2
         left = path.room - dense
-        # A copy in 16 bit pays only where it costs no recomputing.
+        # Such a copy pays only where it costs no recomputing.
         if bytes_of(step, (Recompute.NOTHING,) * count, path.costs) <= left:
-            path.keep_dense()
+            path.keep_weights()
             path.room = left
-    return path, (_told(path, step),)
+    return path, (_told(path, step), *wide)
+
+
+def _compute_narrow(path: Fused, dtype: torch.dtype, device: torch.device) -> tuple[Choice, ...]:
+    """Turn to products in 8-bit floats where that can be done, or return the event that says why not."""
+    reason = why_not([group.shape for group in path.groups], dtype, device)
+    if reason is not None:
+        return (_no_fp8(reason),)
+    path.compute_narrow()
+    return ()
+
+
+def _no_fp8(reason: str) -> Choice:
+    message = f"fp8 was asked for, and products are not in 8 bit: {reason}"
+    return Choice("fp8.off", message, {"reason": reason}, "warning")
 
 
 def _least(options: Options, count: int, *, automatic: bool) -> Ways:
@@ -131,12 +155,13 @@ def _told(path: Fused, step: int) -> Choice:
     ways = path.plan([step]).ways[0]
     counts = {way.name.lower(): ways.count(way) for way in Recompute}
     room = "as they like" if path.room is None else f"{path.room / _GIB:.1f} GiB"
-    data = {"parts": list(PARTS), "resident": path.resident, "room_bytes": path.room, "step_tokens": step,
-            "layers": counts}  # fmt: skip
+    data = {"parts": list(PARTS), "resident": path.resident, "fp8": path.narrow, "room_bytes": path.room,
+            "step_tokens": step, "layers": counts}  # fmt: skip
     message = (
         f"training runs on fused layers, without padding; activations may take {room}; a step of {step:,} tokens "
         f"recomputes everything in {counts['all']} layers, the MLP in {counts['mlp']}"
-        f"{'; the base is held in 16 bit too' if path.resident else ''}"
+        f"{'; the base is multiplied in 8-bit floats' if path.narrow else ''}"
+        f"{'; it is held dequantised too' if path.resident else ''}"
     )
     return Choice("kernels.fused", message, data)
 

@@ -10,6 +10,7 @@ from bitsandbytes.functional import QuantState, dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 
 from worker.ml.kernels.operations import operations
+from worker.ml.kernels.torch_eight_bit import narrow_matrix
 
 # Of bitsandbytes: weights to a scale; scales to an outer scale, where they are quantised themselves.
 _BLOCK, _OUTER = 64, 256
@@ -34,6 +35,13 @@ class FourBit:
             return ops.dequantize(self._packed, self._scales, first.code, self._outer, self._shape, first.dtype)
         parts = [dequantize_4bit(layer.weight.data, state_of(layer)) for layer in self._layers]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def narrow(self, factor: torch.Tensor, *, turned: bool) -> torch.Tensor:
+        """Return the weights times `factor` in 8 bit, `turned`: transposed."""
+        if not self._joined:
+            return narrow_matrix(self.dense(), factor, turned=turned)
+        ops, code = operations(self._packed.device), self._states[0].code
+        return ops.narrow_weights(self._packed, self._scales, code, self._outer, self._shape, factor, turned=turned)
 
     def _join(self) -> None:
         self._packed = torch.cat([layer.weight.data.reshape(-1) for layer in self._layers])

@@ -18,6 +18,7 @@ from worker.ml.kernels.attention import Spans
 from worker.ml.kernels.budget import Costs, StepPlan, Ways, plan_step
 from worker.ml.kernels.cover import decoder_layers, parts_of
 from worker.ml.kernels.layer import Call, Parts, Recompute, run_layer
+from worker.ml.kernels.linear import Group
 from worker.ml.kernels.loss import Loss, head_loss
 from worker.ml.kernels.operations import Operations, operations
 from worker.ml.kernels.rows import MicroBatch, cut
@@ -53,7 +54,8 @@ class Fused:
         self._hidden_scale = 1 / getattr(config, "logits_scaling", 1.0)
         self._pass: Pass | None = None
         self.layers = [parts_of(layer, eps=config.rms_norm_eps) for layer in decoder_layers(base)]
-        self.least, self.room, self.resident = least, room, False
+        self.least, self.room = least, room
+        self.resident = self.narrow = False
         self.costs = costs(self.layers, self._head)
         self._patched = decoder_layers(base)
         for index, (layer, parts) in enumerate(zip(self._patched, self.layers, strict=True)):
@@ -64,12 +66,23 @@ class Fused:
         for layer in self._patched:
             layer.forward = layer.forward.args[2]
 
-    def keep_dense(self) -> None:
-        """Hold the dequantised base from now on."""
+    @property
+    def groups(self) -> Iterator[Group]:
+        """The linear layers that read one input, of every layer."""
+        return (group for parts in self.layers for group in parts.groups)
+
+    def compute_narrow(self) -> None:
+        """Multiply with the base in 8-bit floats from now on."""
+        self.narrow = True
+        self.costs = costs(self.layers, self._head, narrow=True)
+        for group in self.groups:
+            group.narrow(self._ops)
+
+    def keep_weights(self) -> None:
+        """Hold the base as its products read it from now on: dequantised."""
         self.resident = True
-        for parts in self.layers:
-            for group in parts.groups:
-                group.keep_dense()
+        for group in self.groups:
+            group.keep()
 
     def plan(self, lengths: list[int]) -> StepPlan:
         """Return how rows of `lengths` tokens are cut, and what their layers recompute."""
@@ -114,18 +127,19 @@ class Fused:
         return run_layer(call, hidden[0])[None]
 
 
-def costs(layers: list[Parts], head: torch.Tensor) -> Costs:
-    """Return what a token takes in each layer, and a micro-batch besides."""
+def costs(layers: list[Parts], head: torch.Tensor, *, narrow: bool = False) -> Costs:
+    """Return what a token takes in each layer, and a micro-batch besides; `narrow`: with products in 8-bit floats."""
     parts, size = layers[0], head.element_size()
     hidden, inner = parts.first_norm.numel(), sum(parts.gate_up.sizes) // 2
-    narrow = sum(group.rank * len(group.adapters) for group in parts.groups)
+    low = sum(group.rank * len(group.adapters) for group in parts.groups)
     queries, keys = parts.heads * parts.head_size, parts.kv_heads * parts.head_size
-    everything = size * (2 * hidden + 2 * queries + 2 * keys + 2 * inner + narrow) + 4 * parts.heads + 8
+    everything = size * (2 * hidden + 2 * queries + 2 * keys + 2 * inner + low) + 4 * parts.heads + 8
     working = working_values(hidden, inner, queries, keys, head_norm=parts.head_norm is not None)
     return Costs(
         layers=len(layers),
         kept={Recompute.NOTHING: everything, Recompute.MLP: everything - size * 2 * inner,
               Recompute.ALL: size * hidden},
-        working=size * working,
+        # In 8 bit, a copy of the widest gradient.
+        working=size * working + (2 * inner if narrow else 0),
         fixed=size * (max(group.num_weights for group in parts.groups) + _HEAD_TOKENS * head.shape[0]),
     )  # fmt: skip

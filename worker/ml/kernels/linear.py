@@ -13,8 +13,10 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft.tuners.lora import LoraLayer
 
+from worker.ml.kernels.eight_bit import Narrow, Weight, Whole
 from worker.ml.kernels.four_bit import FourBit
 from worker.ml.kernels.operations import Operations
+from worker.ml.kernels.torch_eight_bit import narrow_matrix
 
 Factors = tuple[torch.Tensor, ...]
 
@@ -55,6 +57,7 @@ class Group:
         self.rank = self.adapters[0].a.shape[0] if self.adapters else 0
         self.dropout = self.adapters[0].dropout if self.adapters else 0.0
         self._dense: torch.Tensor | None = None
+        self._narrow: Narrow | None = None
         self._bias = _joined_bias(self._bases)
         quantized = [base for base in self._bases if isinstance(base, Linear4bit)]
         self._four_bit = FourBit(quantized) if quantized else None
@@ -66,21 +69,42 @@ class Group:
         """The trained matrices: every A, then every B."""
         return (*(item.a for item in self.adapters), *(item.b for item in self.adapters))
 
-    def weight(self) -> torch.Tensor:
+    def weight(self) -> Weight:
         """Return the frozen weights as one matrix [outputs, inputs]."""
+        return self._narrow or Whole(self._matrix())
+
+    def narrow(self, ops: Operations) -> None:
+        """Multiply in 8-bit floats from now on."""
+        self._narrow = Narrow(ops, self._matrix().abs().amax(), self._narrow_matrix)
+
+    def keep(self) -> None:
+        """Hold the weights as the products read them from now on, beside those that evaluation reads."""
+        if self._narrow is not None:
+            self._narrow.keep()
+        else:
+            self._dense = self._matrix()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The outputs and the inputs."""
+        return sum(self.sizes), self._inputs
+
+    @property
+    def num_weights(self) -> int:
+        """The number of frozen weights."""
+        return self.shape[0] * self.shape[1]
+
+    def _matrix(self) -> torch.Tensor:
         if self._dense is not None:
             return self._dense
         assert self._four_bit is not None
         return self._four_bit.dense()
 
-    def keep_dense(self) -> None:
-        """Hold the dequantised weights from now on, beside the 4-bit ones, which evaluation reads."""
-        self._dense = self.weight()
-
-    @property
-    def num_weights(self) -> int:
-        """The number of frozen weights."""
-        return sum(self.sizes) * self._inputs
+    def _narrow_matrix(self, factor: torch.Tensor, turned: bool) -> torch.Tensor:
+        if self._dense is not None:
+            return narrow_matrix(self._dense, factor, turned=turned)
+        assert self._four_bit is not None
+        return self._four_bit.narrow(factor, turned=turned)
 
     def _join(self) -> None:
         # The layers keep views of the one matrix, so nothing is held twice.
@@ -94,10 +118,10 @@ class Group:
         return torch.cat([a.to(dtype) for a in factors[:count]]), tuple(b.to(dtype) for b in factors[count:])
 
     def forward(
-        self, ops: Operations, x: torch.Tensor, weight: torch.Tensor, factors: Factors, seed: int
+        self, ops: Operations, x: torch.Tensor, weight: Weight, factors: Factors, seed: int
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the outputs for `x` [tokens, inputs] side by side, and what the backward pass needs beside `x`."""
-        out = torch.mm(x, weight.T) if self._bias is None else torch.addmm(self._bias, x, weight.T)
+        out = weight.product(x, self._bias)
         if not self.adapters:
             return out, None
         a, bs = self.cast(factors, x.dtype)
@@ -121,12 +145,12 @@ class Group:
         ops: Operations,
         grad: torch.Tensor,
         low_grad: torch.Tensor | None,
-        weight: torch.Tensor,
+        weight: Weight,
         factors: Factors,
         seed: int,
     ) -> torch.Tensor:
         """Return the gradient of the input."""
-        out = torch.mm(grad, weight)
+        out = weight.product_back(grad)
         if low_grad is not None:
             a, _ = self.cast(factors, grad.dtype)
             ops.add_up(out, low_grad, a, self.rank, seed, self.dropout)

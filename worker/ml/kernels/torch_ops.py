@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import torch
 
+from worker.ml.kernels.torch_eight_bit import narrow_matrix
+from worker.ml.kernels.torch_eight_bit import narrow_product as narrow_product
+
 _WORD = 0xFFFFFFFF
 # The constants of MurmurHash3's finaliser and of Fibonacci hashing; `triton_ops` has the same.
 _SPREAD, _FIRST, _SECOND, _NEXT = 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35, 0x3C6EF372
@@ -62,6 +65,20 @@ def dequantize(
         scales = (inner * factors[:, None] + offsets[:, None]).flatten()
     halves = torch.stack([packed >> 4, packed & 15], -1).view(len(scales), -1)
     return (code[halves.int()] * scales[:, None]).to(dtype).view(shape)
+
+
+def narrow_weights(
+    packed: torch.Tensor,
+    scales: torch.Tensor,
+    code: torch.Tensor,
+    outer: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
+    shape: tuple[int, int],
+    factor: torch.Tensor,
+    *,
+    turned: bool,
+) -> torch.Tensor:
+    """Return 4-bit weights, as `dequantize` takes them, times `factor` in 8 bit; `turned`: transposed."""
+    return narrow_matrix(dequantize(packed, scales, code, outer, shape, torch.bfloat16), factor, turned=turned)
 
 
 def rotate(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:

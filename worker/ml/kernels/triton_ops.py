@@ -14,6 +14,8 @@ import triton.language as tl
 from worker.ml.kernels.triton_dropout import add_up as add_up
 from worker.ml.kernels.triton_dropout import down as down
 from worker.ml.kernels.triton_dropout import down_grad as down_grad
+from worker.ml.kernels.triton_eight_bit import narrow_product as narrow_product
+from worker.ml.kernels.triton_eight_bit import narrow_weights as narrow_weights
 from worker.ml.kernels.triton_heads import norm_rotate as norm_rotate
 from worker.ml.kernels.triton_heads import norm_rotate_back as norm_rotate_back
 from worker.ml.kernels.triton_heads import rotate as rotate

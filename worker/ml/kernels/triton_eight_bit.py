@@ -1,0 +1,92 @@
+# mypy: ignore-errors
+"""The operations of `torch_eight_bit` on a card: the products are the card's own, the rest one pass over memory each.
+
+Written in Triton's language, see `triton_ops`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from worker.ml.kernels import torch_ops
+from worker.ml.kernels.torch_eight_bit import EIGHT_BIT, LARGEST
+
+_BLOCK, _OUTER = 64, 256
+
+
+@triton.jit
+def _narrow(x, out, scales, size, stride, LARGEST: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < size
+    value = tl.load(x + row * stride + at, inside, 0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(value), 0), 1e-12) / LARGEST
+    tl.store(scales + row, scale)
+    tl.store(out + row * size + at, (value / scale).to(tl.float8e4nv), inside)
+
+
+def narrow(x):
+    rows, size = x.shape
+    out, scales = x.new_empty(rows, size, dtype=EIGHT_BIT), x.new_empty(rows, 1, dtype=torch.float32)
+    block = triton.next_power_of_2(size)
+    _narrow[(rows,)](x, out, scales, size, x.stride(0), LARGEST, block, num_warps=8 if block <= 8192 else 16)
+    return out, scales
+
+
+def narrow_product(x, matrix, scale, bias, *, exact):
+    rows, scales = narrow(x)
+    return torch._scaled_mm(
+        rows, matrix.T, scales, scale.expand(len(matrix)).contiguous()[None], bias=bias, out_dtype=x.dtype,
+        use_fast_accum=not exact,
+    )  # fmt: skip
+
+
+@triton.jit
+def _scale_of(block, scales, table, factors, offsets, inside, NESTED: tl.constexpr, OUTER: tl.constexpr):
+    scale = tl.load(scales + block, inside, 0)
+    if NESTED:
+        inner = tl.load(table + scale.to(tl.int32), inside, 0.0)
+        scale = inner * tl.load(factors + block // OUTER, inside, 0.0) + tl.load(offsets + block // OUTER, inside, 0.0)
+    return scale
+
+
+@triton.jit
+def _narrow_weights(
+    packed, scales, code, table, factors, offsets, factor, out, outputs, blocks_in_row,
+    NESTED: tl.constexpr, OUTER: tl.constexpr, TURNED: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    # A program has one block of the inputs, for some rows of outputs.
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    inside = row < outputs
+    block = row * blocks_in_row + tl.program_id(1)
+    scale = _scale_of(block, scales, table, factors, offsets, inside, NESTED, OUTER)[:, None]
+    half = tl.arange(0, HALF)
+    held = inside[:, None] & (half >= 0)[None, :]
+    both = tl.load(packed + block[:, None] * HALF + half[None, :], held, 0).to(tl.int32)
+    times = tl.load(factor)
+    # By way of bfloat16, as the weights in 16 bit have it.
+    first = ((tl.load(code + (both >> 4)) * scale).to(tl.bfloat16).to(tl.float32) * times).to(tl.float8e4nv)
+    second = ((tl.load(code + (both & 15)) * scale).to(tl.bfloat16).to(tl.float32) * times).to(tl.float8e4nv)
+    if TURNED:
+        place = (tl.program_id(1).to(tl.int64) * 2 * HALF + 2 * half[:, None]) * outputs + row[None, :]
+        tl.store(out + place, tl.trans(first), tl.trans(held))
+        tl.store(out + place + outputs, tl.trans(second), tl.trans(held))
+    else:
+        # Two neighbours are stored as one word.
+        word = first.to(tl.uint8, bitcast=True).to(tl.uint16) | (second.to(tl.uint8, bitcast=True).to(tl.uint16) << 8)
+        tl.store(out.to(tl.pointer_type(tl.uint16)) + block[:, None] * HALF + half[None, :], word, held)
+
+
+def narrow_weights(packed, scales, code, outer, shape, factor, *, turned):
+    outputs, inputs = shape
+    if inputs % _BLOCK:
+        return torch_ops.narrow_weights(packed, scales, code, outer, shape, factor, turned=turned)
+    out = torch.empty((inputs, outputs) if turned else shape, dtype=EIGHT_BIT, device=packed.device)
+    table, factors, offsets = outer or (code, code, code)
+    _narrow_weights[(triton.cdiv(outputs, 128), inputs // _BLOCK)](
+        packed, scales, code, table, factors, offsets, factor, out, outputs, inputs // _BLOCK,
+        outer is not None, _OUTER, turned, _BLOCK // 2, 128, num_warps=4,
+    )  # fmt: skip
+    return out
