@@ -124,7 +124,7 @@ def test_weights_come_out_of_four_bits_in_eight(nested: bool, turned: bool):
 def test_products_in_eight_bit_are_those_of_torch(exact: bool):
     from worker.ml.kernels import triton_ops
 
-    x = torch.randn(517, 4096, device="cuda", dtype=torch.bfloat16) * torch.rand(517, 1, device="cuda") * 50
+    x = (torch.randn(517, 4096, device="cuda") * torch.rand(517, 1, device="cuda") * 50).to(torch.bfloat16)
     matrix = (torch.randn(6144, 4096, device="cuda") * 100).clamp(-448, 448).to(torch.float8_e4m3fn)
     scale, bias = torch.tensor([2.0**-12], device="cuda"), torch.randn(6144, device="cuda", dtype=torch.bfloat16)
     ours, theirs = (ops.narrow_product(x, matrix, scale, bias, exact=exact) for ops in (triton_ops, torch_ops))

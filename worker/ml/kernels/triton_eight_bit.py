@@ -67,16 +67,15 @@ def _narrow_weights(
     both = tl.load(packed + block[:, None] * HALF + half[None, :], held, 0).to(tl.int32)
     times = tl.load(factor)
     # By way of bfloat16, as the weights in 16 bit have it.
-    first = ((tl.load(code + (both >> 4)) * scale).to(tl.bfloat16).to(tl.float32) * times).to(tl.float8e4nv)
-    second = ((tl.load(code + (both & 15)) * scale).to(tl.bfloat16).to(tl.float32) * times).to(tl.float8e4nv)
+    first = (tl.load(code + (both >> 4)) * scale).to(tl.bfloat16).to(tl.float32) * times
+    second = (tl.load(code + (both & 15)) * scale).to(tl.bfloat16).to(tl.float32) * times
     if TURNED:
         place = (tl.program_id(1).to(tl.int64) * 2 * HALF + 2 * half[:, None]) * outputs + row[None, :]
-        tl.store(out + place, tl.trans(first), tl.trans(held))
-        tl.store(out + place + outputs, tl.trans(second), tl.trans(held))
+        tl.store(out + place, tl.trans(first.to(tl.float8e4nv)), tl.trans(held))
+        tl.store(out + place + outputs, tl.trans(second.to(tl.float8e4nv)), tl.trans(held))
     else:
-        # Two neighbours are stored as one word.
-        word = first.to(tl.uint8, bitcast=True).to(tl.uint16) | (second.to(tl.uint8, bitcast=True).to(tl.uint16) << 8)
-        tl.store(out.to(tl.pointer_type(tl.uint16)) + block[:, None] * HALF + half[None, :], word, held)
+        place = block[:, None] * 2 * HALF + tl.arange(0, 2 * HALF)[None, :]
+        tl.store(out + place, tl.interleave(first, second).to(tl.float8e4nv), tl.interleave(held, held))
 
 
 def narrow_weights(packed, scales, code, outer, shape, factor, *, turned):
