@@ -35,7 +35,7 @@ from worker.trainer.run import Run
 # The first family whose pattern a kernel's name matches.
 FAMILIES = (
     ("attention", r"flash|fmha|cudnn.*attn|sdpa"),
-    ("dequantisation", r"^_dequantize|kDequantize|^_narrow_weights"),
+    ("dequantisation", r"^_dequantize|kDequantize|^_narrow_(weights|turned)"),
     ("rounding to 8 bit", r"^_narrow$"),
     ("SwiGLU", r"^_swiglu"),
     ("norms", r"^_norm|^_apply"),

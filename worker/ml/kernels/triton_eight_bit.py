@@ -53,9 +53,32 @@ def _scale_of(block, scales, table, factors, offsets, inside, NESTED: tl.constex
 
 
 @triton.jit
+def _unpacked(both, code, scale, factor):
+    # By way of bfloat16, as the weights in 16 bit have it.
+    times = tl.load(factor)
+    first = (tl.load(code + (both >> 4)) * scale).to(tl.bfloat16).to(tl.float32) * times
+    second = (tl.load(code + (both & 15)) * scale).to(tl.bfloat16).to(tl.float32) * times
+    return first, second
+
+
+@triton.jit
 def _narrow_weights(
+    packed, scales, code, table, factors, offsets, factor, out, blocks,
+    NESTED: tl.constexpr, OUTER: tl.constexpr, HALF: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    block = (tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)).to(tl.int64)
+    inside = block < blocks
+    scale = _scale_of(block, scales, table, factors, offsets, inside, NESTED, OUTER)[:, None]
+    both = tl.load(packed + block[:, None] * HALF + tl.arange(0, HALF)[None, :], inside[:, None], 0).to(tl.int32)
+    first, second = _unpacked(both, code, scale, factor)
+    place = block[:, None] * 2 * HALF + tl.arange(0, 2 * HALF)[None, :]
+    tl.store(out + place, tl.interleave(first, second).to(tl.float8e4nv), inside[:, None])
+
+
+@triton.jit
+def _narrow_turned(
     packed, scales, code, table, factors, offsets, factor, out, outputs, blocks_in_row,
-    NESTED: tl.constexpr, OUTER: tl.constexpr, TURNED: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr,
+    NESTED: tl.constexpr, OUTER: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     # A program has one block of the inputs, for some rows of outputs.
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
@@ -63,19 +86,11 @@ def _narrow_weights(
     block = row * blocks_in_row + tl.program_id(1)
     scale = _scale_of(block, scales, table, factors, offsets, inside, NESTED, OUTER)[:, None]
     half = tl.arange(0, HALF)
-    held = inside[:, None] & (half >= 0)[None, :]
-    both = tl.load(packed + block[:, None] * HALF + half[None, :], held, 0).to(tl.int32)
-    times = tl.load(factor)
-    # By way of bfloat16, as the weights in 16 bit have it.
-    first = (tl.load(code + (both >> 4)) * scale).to(tl.bfloat16).to(tl.float32) * times
-    second = (tl.load(code + (both & 15)) * scale).to(tl.bfloat16).to(tl.float32) * times
-    if TURNED:
-        place = (tl.program_id(1).to(tl.int64) * 2 * HALF + 2 * half[:, None]) * outputs + row[None, :]
-        tl.store(out + place, tl.trans(first.to(tl.float8e4nv)), tl.trans(held))
-        tl.store(out + place + outputs, tl.trans(second.to(tl.float8e4nv)), tl.trans(held))
-    else:
-        place = block[:, None] * 2 * HALF + tl.arange(0, 2 * HALF)[None, :]
-        tl.store(out + place, tl.interleave(first, second).to(tl.float8e4nv), tl.interleave(held, held))
+    both = tl.load(packed + block[:, None] * HALF + half[None, :], inside[:, None], 0).to(tl.int32)
+    first, second = _unpacked(both, code, scale, factor)
+    place = out + (tl.program_id(1).to(tl.int64) * 2 * HALF + 2 * half[:, None]) * outputs + row[None, :]
+    tl.store(place, tl.trans(first.to(tl.float8e4nv)), inside[None, :])
+    tl.store(place + outputs, tl.trans(second.to(tl.float8e4nv)), inside[None, :])
 
 
 def narrow_weights(packed, scales, code, outer, shape, factor, *, turned):
@@ -83,9 +98,14 @@ def narrow_weights(packed, scales, code, outer, shape, factor, *, turned):
     if inputs % _BLOCK:
         return torch_ops.narrow_weights(packed, scales, code, outer, shape, factor, turned=turned)
     out = torch.empty((inputs, outputs) if turned else shape, dtype=EIGHT_BIT, device=packed.device)
-    table, factors, offsets = outer or (code, code, code)
-    _narrow_weights[(triton.cdiv(outputs, 128), inputs // _BLOCK)](
-        packed, scales, code, table, factors, offsets, factor, out, outputs, inputs // _BLOCK,
-        outer is not None, _OUTER, turned, _BLOCK // 2, 128, num_warps=4,
-    )  # fmt: skip
+    held = packed, scales, code, *(outer or (code, code, code)), factor, out
+    nested, blocks_in_row = outer is not None, inputs // _BLOCK
+    if turned:
+        _narrow_turned[(triton.cdiv(outputs, 128), blocks_in_row)](
+            *held, outputs, blocks_in_row, nested, _OUTER, _BLOCK // 2, 128, num_warps=4
+        )
+    else:
+        _narrow_weights[(triton.cdiv(len(scales), 64),)](
+            *held, len(scales), nested, _OUTER, _BLOCK // 2, 64, num_warps=4
+        )
     return out
