@@ -16,6 +16,9 @@ from api.problems import MEDIA_TYPE, OpenAIError, Problem
 _VENDOR = Path(__file__).parent / "ui" / "vendor"
 _FILES = "/docs/files"
 
+# The schema of a field that takes a file.
+FILE = {"type": "string", "format": "binary", "minLength": 1}
+
 _MEANINGS = {
     400: "The request is wrong; `param` names the field, `hint` says what to do.",
     401: "No API key, or one that is not known.",
@@ -40,6 +43,15 @@ def problem_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def openai_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return what `responses=` takes, for answers that are errors in OpenAI's form."""
     return {status: {"description": _MEANINGS[status], "model": OpenAIError} for status in statuses}
+
+
+def form(fields: dict[str, dict[str, Any]], *, required: list[str]) -> dict[str, Any]:
+    """Return what `openapi_extra=` takes, for a body that is a multipart form of these fields, by their schemas.
+
+    Forms with files are read piece by piece from the request, so that FastAPI cannot describe them by itself.
+    """
+    schema = {"type": "object", "required": required, "properties": fields, "additionalProperties": False}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
 def install(app: FastAPI) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from benchmarks.filling import SPEC, TENANT
 from common.context import Context
@@ -130,9 +130,3 @@ def by_turns(work: Callable[[Table, int], None], tables: list[Table], count: int
 
 def _p99(times: list[float]) -> float:
     return statistics.quantiles(times, n=100)[98]
-
-
-def num_waiting(table: Table) -> int:
-    """Return how many jobs wait, of all tenants."""
-    with table.parts.read() as session:
-        return int(session.scalar(select(func.count()).where(JobRow.status == "queued")) or 0)

@@ -58,11 +58,11 @@ class InvalidInput(UserError):
 
 
 @dataclass(frozen=True)
-class RowProblem:
-    """What is wrong with one row of the file that the field `param` of a job names.
+class JobProblem:
+    """What is wrong with one row of the file that the job's field `param` names.
 
     `row` counts from 1; in JSONL it is the line, blank ones counted. `field` is the column or turn, where one is to
-    blame, e.g. `messages[1].content`.
+    blame, e.g. `messages[1].content`; `code` a word for programs.
     """
 
     param: str
@@ -81,7 +81,7 @@ class RowProblem:
 class BadRows(InvalidInput):
     """Rows of a dataset are wrong: the first of them in `problems`, how many there are in `num_problems`."""
 
-    def __init__(self, message: str, problems: Sequence[RowProblem], num_problems: int, *, code: str = "bad_rows"):
+    def __init__(self, message: str, problems: Sequence[JobProblem], num_problems: int, *, code: str = "bad_rows"):
         super().__init__(message, code=code, param=problems[0].param, hint=problems[0].hint)
         self.problems = problems
         self.num_problems = num_problems

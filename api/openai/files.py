@@ -18,7 +18,7 @@ from starlette.responses import StreamingResponse
 from api import uploads
 from api.auth import AuthenticatedRoute, bearer
 from api.deps import Installation, Reading, WhoCalls
-from api.documentation import openai_answers
+from api.documentation import FILE, form, openai_answers
 from api.openai.values import After, Deleted, ExpiresAfter, Page, check_purpose, ends
 from common import datasets, files
 from common.context import Context
@@ -32,26 +32,15 @@ router = APIRouter(
 )
 
 _EXPIRES = {"expires_after[anchor]": "anchor", "expires_after[seconds]": "seconds"}
-_FORM_DOC: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file", "purpose"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary", "minLength": 1},
-                        "purpose": {"type": "string", "enum": ["fine-tune"]},
-                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-                        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
-                    },
-                    "additionalProperties": False,
-                }
-            }
-        },
-    }
-}
+_FORM_DOC = form(
+    {
+        "file": FILE,
+        "purpose": {"type": "string", "enum": ["fine-tune"]},
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
+    },
+    required=["file", "purpose"],
+)
 _CONTENT_DOC: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The content",

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from api import uploads
 from api.auth import AuthenticatedRoute, bearer
 from api.deps import Installation, WhoCalls, Writing
-from api.documentation import openai_answers
+from api.documentation import FILE, form, openai_answers
 from api.openai import files as file_routes
 from api.openai.files import FileObject
 from api.openai.values import ExpiresAfter, check_purpose
@@ -27,21 +27,7 @@ router = APIRouter(
     prefix="/uploads", tags=["openai: files"], route_class=AuthenticatedRoute, dependencies=[Depends(bearer)]
 )
 
-_PART_DOC = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["data"],
-                    "properties": {"data": {"type": "string", "format": "binary", "minLength": 1}},
-                    "additionalProperties": False,
-                }
-            }
-        },
-    }
-}
+_PART_DOC = form({"data": FILE}, required=["data"])
 
 
 class UploadCreate(Strict):

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from api import uploads
 from api.auth import AuthenticatedRoute, bearer
 from api.deps import Installation, Reading, WhoCalls
-from api.documentation import problem_answers
+from api.documentation import FILE, form, problem_answers
 from common import base_models, datasets, previews
 from common.context import Context
 from common.datasets import Content
@@ -32,21 +32,7 @@ _WAITING: dict[int | str, dict[str, Any]] = {202: {"model": Preview, "descriptio
 Wait = Annotated[int, Query(ge=0, le=60, description="Seconds to wait for a preflight worker's answer.")]
 # A preview takes seconds, and few people wait for one.
 _LOOK_S = 0.3
-_FORM_DOC: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {"file": {"type": "string", "format": "binary", "minLength": 1}},
-                    "additionalProperties": False,
-                }
-            }
-        },
-    }
-}
+_FORM_DOC = form({"file": FILE}, required=["file"])
 
 
 @router.post("", status_code=201, openapi_extra=_FORM_DOC, responses=_KNOWN | problem_answers(413))

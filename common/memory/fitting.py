@@ -45,11 +45,6 @@ class Wish:
     checkpointing: int | None
     most_bytes: int | None = None
 
-    @property
-    def leaves_something(self) -> bool:
-        """Whether there is anything to choose."""
-        return None in (self.micro_batch, self.accumulation, self.checkpointing)
-
     def room(self, free_bytes: int) -> int:
         """Return what the run may take of what is free."""
         return free_bytes if self.most_bytes is None else min(free_bytes, self.most_bytes)

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, model_validator
 
+from common.errors import JobProblem
 from common.schemas.exports import Exports
 from common.schemas.hyperparameters import Hyperparameters
 from common.schemas.lora import Lora, Quantization
 from common.schemas.methods import Method, check_parts, fill_in
 from common.schemas.values import Priority, Strict, Text, no_nul
 
-STATUSES = ("validating", "queued", "running", "paused", "succeeded", "failed", "cancelled")
 Status = Literal["validating", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -131,21 +131,6 @@ class JobOrder(Strict):
         if not self.model_fields_set:
             raise ValueError("name at least one of priority and not_before")
         return self
-
-
-class JobProblem(BaseModel):
-    """What is wrong with one row of the file that the job's field `param` names.
-
-    `row` counts from 1; in JSONL it is the line, blank ones counted. `field` is the column or turn, where one is to
-    blame, e.g. `messages[1].content`; `code` a word for programs.
-    """
-
-    param: str
-    row: int
-    field: str | None
-    code: str
-    message: str
-    hint: str | None = None
 
 
 class JobError(BaseModel):

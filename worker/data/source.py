@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from common.errors import BadRows, InvalidInput, RowProblem, TooLarge
+from common.errors import BadRows, InvalidInput, JobProblem, TooLarge
 from worker.data.limits import Limits
 
 # Problems that are kept, and those of them that are written out in the message.
@@ -58,7 +58,7 @@ class Source:
 
     def bad_row(self, number: int, code: str, message: str, hint: str, where: str | None = None) -> BadRows:
         """Return the error that row `number` is wrong (in the column or turn `where`), and what to do about it."""
-        problem = RowProblem(self.param, number, where, code, _shown(message), hint)
+        problem = JobProblem(self.param, number, where, code, _shown(message), hint)
         return BadRows(problem.line, (problem,), 1, code="bad_row")
 
     def bad_file(self, message: str, hint: str) -> InvalidInput:
@@ -122,7 +122,7 @@ class Problems:
 
     def __init__(self, kept: int = KEPT):
         self._kept = kept
-        self._noted: list[RowProblem] = []
+        self._noted: list[JobProblem] = []
         self.count = 0
 
     @property

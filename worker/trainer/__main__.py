@@ -10,14 +10,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from worker.data.limits import Limits
 from worker.ml.base_check import base_check
-from worker.trainer.entry import claim_stdout, parse_job
-from worker.trainer.faults import classify
+from worker.trainer.entry import claim_stdout, guarded, parse_job
 from worker.trainer.holding import Holder
 from worker.trainer.lifeline import Wishes, die_with_parent, listen, watch
 from worker.trainer.protocol import DONE, Idle, Message, Note, Result, Stage, TrainSpec
@@ -54,16 +52,8 @@ def clear_up(holder: Holder, send: Callable[[Message], None], wishes: Wishes) ->
 
 
 def attempt(folder: Path, send: Callable[[Message], None], wishes: Wishes, holder: Holder) -> int:
-    """Run every stage of the job in `folder` and return the exit code. Errors become messages here, and only here."""
-    try:
-        run_stages(read_run(folder, send, wishes, holder))
-    except BaseException as error:
-        code, failure = classify(error)
-        if failure is not None:
-            traceback.print_exc()
-            send(failure)
-        return code
-    return DONE
+    """Run every stage of the job in `folder` and return the exit code."""
+    return guarded(send, lambda: run_stages(read_run(folder, send, wishes, holder)))
 
 
 def read_run(folder: Path, send: Callable[[Message], None], wishes: Wishes, holder: Holder | None = None) -> Run:

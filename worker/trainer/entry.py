@@ -1,4 +1,4 @@
-"""What every child process does first: take its output for the protocol, and read its spec."""
+"""What every child process needs: its output as the protocol's, its spec, and errors told to the parent."""
 
 from __future__ import annotations
 
@@ -35,10 +35,19 @@ def parse_job(spec: TrainSpec) -> JobSpec:
 
 
 def answer(send: Callable[[Message], None], stage: str, work: Callable[[], dict[str, Any]]) -> int:
-    """Do `work`, say its report or why there is none, and return the exit code."""
-    try:
+    """Announce `stage`, do `work`, send the report that it returns, and return the exit code."""
+
+    def told() -> None:
         send(Stage(stage))
         send(Result(work()))
+
+    return guarded(send, told)
+
+
+def guarded(send: Callable[[Message], None], work: Callable[[], None]) -> int:
+    """Do `work` and return the exit code. Errors become messages to the parent here, and only here."""
+    try:
+        work()
     except BaseException as error:
         code, failure = classify(error)
         if failure is not None:
@@ -49,9 +58,9 @@ def answer(send: Callable[[Message], None], stage: str, work: Callable[[], dict[
 
 
 def leave_with(stage: str, work: Callable[[Sender], dict[str, Any]]) -> NoReturn:
-    """Be a process that needs tokenizers only: do `work`, say the result to the parent, and exit.
+    """Do `work` in a process that needs tokenizers but no torch, send its result to the parent, and exit.
 
-    `work` is given what the parent hears it by.
+    `work` is given the sender that the parent listens to.
     """
     die_with_parent()
     # Without torch transformers loads three times faster, in a third of the memory. None in sys.modules makes every

@@ -214,7 +214,7 @@ class Result:
 class Failed:
     """Why the child will exit with an error code; `code` is a stable word for programs.
 
-    `problems` are the first of the `num_problems` rows that are wrong, as the fields of `RowProblem`.
+    `problems` are the first of the `num_problems` rows that are wrong, as the fields of `JobProblem`.
     """
 
     type: ClassVar[str] = "error"

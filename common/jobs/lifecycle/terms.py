@@ -43,7 +43,7 @@ class Failure:
     """Why a job failed; `kind` is user_error, infra, oom, diverged, device or crash.
 
     `attempts`: at which fault in a row, of whatever kind but crashes, this one ends the job; None: never.
-    `problems` are the first of the `num_problems` rows of a dataset that are wrong, as `RowProblem` shows them.
+    `problems` are the first of the `num_problems` rows of a dataset that are wrong, as `JobProblem` shows them.
     """
 
     kind: str
