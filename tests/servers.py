@@ -15,6 +15,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,8 @@ class S3:
     secret_access_key: str
     server: SeaweedFS
 
-    def client(self) -> Any:
-        """A boto3 client that leaves out the trailing checksums that servers other than AWS may refuse."""
+    @cached_property
+    def _client(self) -> Any:
         checksums = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
         return boto3.session.Session().client(
             "s3",
@@ -81,6 +82,13 @@ class S3:
             region_name="us-east-1",
             config=Config(s3={"addressing_style": "path"}, **checksums),
         )
+
+    def client(self) -> Any:
+        """A boto3 client that leaves out the trailing checksums that servers other than AWS may refuse.
+
+        The same for all tests: each new one would read boto3's description of S3 again, for a tenth of a second.
+        """
+        return self._client
 
     def new_bucket(self) -> str:
         """Create an empty bucket and return its name."""

@@ -5,9 +5,10 @@ Errors of the store come out as `InfraError`, a missing object as `NotFound`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import boto3
@@ -20,6 +21,16 @@ from common.settings import Settings
 _MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NoSuchUpload", "NotFound"}
 # The code of errors that say no, and not that something is broken or busy.
 REFUSED = "store_refused"
+
+
+# Clients may be shared between threads, the making of one may not.
+_one_at_a_time = threading.Lock()
+
+
+@cache
+def _session() -> boto3.session.Session:
+    # One for all: a new session reads the description of S3 again, a tenth of a second for each client.
+    return boto3.session.Session()
 
 
 class Connection:
@@ -51,15 +62,15 @@ class Connection:
             max_pool_connections=16,
             s3={"addressing_style": "path" if endpoint else "auto"},
         )
-        # A session of its own: boto3's default session is not safe to share between threads.
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=endpoint,
-            region_name=self.settings.s3_region,
-            config=config,
-            aws_access_key_id=self.settings.s3_access_key_id,
-            aws_secret_access_key=secret.get_secret_value() if secret else None,
-        )
+        with _one_at_a_time:
+            return _session().client(
+                "s3",
+                endpoint_url=endpoint,
+                region_name=self.settings.s3_region,
+                config=config,
+                aws_access_key_id=self.settings.s3_access_key_id,
+                aws_secret_access_key=secret.get_secret_value() if secret else None,
+            )
 
     def close(self) -> None:
         """Close the connections; using the store again opens new ones."""

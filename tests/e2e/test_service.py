@@ -17,6 +17,10 @@ from tests.e2e.conftest import Service
 from tests.processes import wait_until
 from tests.worker.trainer.tiny import chat_rows
 
+# What does not depend on the servers under it is tried over one stack only.
+EMBEDDED = pytest.mark.parametrize("service", ["embedded"], indirect=True, scope="module")
+ON_ADDRESSES = pytest.mark.parametrize("service", ["addresses"], indirect=True, scope="module")
+
 HYPERPARAMETERS = {
     "max_steps": 6, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "max_length": 64,
     "learning_rate": 1e-2, "logging_steps": 1, "save_steps": 2,
@@ -91,6 +95,7 @@ def test_from_a_file_to_an_adapter_that_stock_peft_loads(service: Service, model
         client.jobs.get(job.id)
 
 
+@ON_ADDRESSES
 def test_a_merged_model_later_is_the_one_that_is_made_at_once(service: Service, models: Path, tmp_path: Path):
     client = service.client
     dataset = upload(client, tmp_path, rows())
@@ -125,6 +130,7 @@ BAD_DATA = {
 }
 
 
+@EMBEDDED
 @pytest.mark.parametrize(("content", "named"), BAD_DATA.values(), ids=BAD_DATA)
 def test_bad_data_fails_with_the_row(service: Service, tmp_path: Path, content: str | bytes, named: str):
     job = service.client.jobs.create(model="tiny", dataset=upload(service.client, tmp_path, content))
@@ -142,6 +148,7 @@ BAD_REQUESTS = {
 }
 
 
+@EMBEDDED
 @pytest.mark.parametrize(("change", "param"), BAD_REQUESTS.values(), ids=BAD_REQUESTS)
 def test_bad_requests_name_the_field(service: Service, tmp_path: Path, change: dict, param: str):
     body = {"model": "tiny", "dataset": upload(service.client, tmp_path, rows(4))} | change
@@ -157,6 +164,7 @@ def test_an_empty_file_is_refused_at_once(service: Service, tmp_path: Path):
         upload(service.client, tmp_path, b"")
 
 
+@EMBEDDED
 @pytest.mark.parametrize(("model", "word"), [("pickled", "safetensors"), ("remote-code", "code")])
 def test_a_base_that_would_run_code_is_refused(service: Service, tmp_path: Path, model: str, word: str):
     dataset = upload(service.client, tmp_path, rows(4))
