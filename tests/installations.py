@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import migrations
 from common import context as contexts
 from common.context import Context
 from common.db.engine import Sessions, make_engine
@@ -18,15 +17,20 @@ from tests.servers import S3
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest) -> str:
-    """An empty database of each kind in turn."""
+    """A database of each kind in turn, with every table and no row."""
     return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty_database_url(request: pytest.FixtureRequest) -> str:
+    """A database of each kind in turn, without tables."""
+    return str(request.getfixturevalue(f"empty_{request.param}_url"))
 
 
 @pytest.fixture
 def sessions(database_url: str) -> Iterator[Sessions]:
-    """Sessions over a migrated database of each kind in turn."""
+    """Sessions over a database of each kind in turn."""
     engine = make_engine(database_url)
-    migrations.upgrade(engine)
     yield Sessions(engine)
     engine.dispose()
 
@@ -58,6 +62,5 @@ def make_settings(valkey_url: str, s3: S3, tmp_path: Path) -> Callable[..., Sett
 def installation(make_settings: Callable[..., Settings], sqlite_url: str) -> Iterator[Context]:
     """A migrated installation over SQLite."""
     made = contexts.build(make_settings(sqlite_url))
-    migrations.upgrade(made.sessions.engine)
     yield made
     made.close()

@@ -1,7 +1,7 @@
 """Real servers for the tests: Valkey, SeaweedFS and Postgres, each started once per test process when first asked for.
 
 Under pytest-xdist every worker process has its own servers, on its own ports and sockets, so nothing is shared.
-Databases and buckets are fresh for each test.
+Databases and buckets are fresh for each test; a database has its tables unless a test asks for an empty one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,8 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
+import migrations
+from common.db.engine import make_engine
 from common.embedded.children import Child, Children
 from common.embedded.ports import free_ports
 from common.embedded.seaweedfs import PORTS, SeaweedFS
@@ -170,19 +173,61 @@ def _answers(url: str) -> bool:
         engine.dispose()
 
 
-@pytest.fixture
-def postgres_url(postgres_server: str) -> Iterator[str]:
-    """The URL of an empty Postgres database, which is dropped after the test."""
+@contextmanager
+def _postgres_database(server: str, template: str = "template1") -> Iterator[str]:
+    """Yield the name of a new database, a copy of `template`; it is dropped at the end."""
     name = f"test_{uuid.uuid4().hex}"
-    admin = create_engine(postgres_server.format("postgres"), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    admin = create_engine(server.format("postgres"), isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    yield postgres_server.format(name)
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+    yield name
     with admin.connect() as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres_server: str) -> Iterator[str]:
+    """The name of a database that has the tables of the newest step, to be copied: faster than each step again."""
+    with _postgres_database(postgres_server) as name:
+        _migrate(postgres_server.format(name))
+        yield name
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(server_dir: Path) -> Path:
+    """An SQLite file that has the tables of the newest step, to be copied."""
+    path = server_dir / "migrated.db"
+    _migrate(f"sqlite:///{path}")
+    return path
+
+
+def _migrate(url: str) -> None:
+    engine = make_engine(url)
+    migrations.upgrade(engine)
+    engine.dispose()
+
+
 @pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
+def postgres_url(postgres_server: str, migrated_postgres: str) -> Iterator[str]:
+    """The URL of a Postgres database with every table and no row, which is dropped after the test."""
+    with _postgres_database(postgres_server, migrated_postgres) as name:
+        yield postgres_server.format(name)
+
+
+@pytest.fixture
+def sqlite_url(migrated_sqlite: Path, tmp_path: Path) -> str:
+    """The URL of an SQLite file with every table and no row."""
+    return f"sqlite:///{shutil.copyfile(migrated_sqlite, tmp_path / 'test.db')}"
+
+
+@pytest.fixture
+def empty_postgres_url(postgres_server: str) -> Iterator[str]:
+    """The URL of a Postgres database without tables, which is dropped after the test."""
+    with _postgres_database(postgres_server) as name:
+        yield postgres_server.format(name)
+
+
+@pytest.fixture
+def empty_sqlite_url(tmp_path: Path) -> str:
     """The URL of an SQLite file that does not exist yet."""
-    return f"sqlite:///{tmp_path / 'test.db'}"
+    return f"sqlite:///{tmp_path / 'empty.db'}"

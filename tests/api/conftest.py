@@ -15,7 +15,6 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-import migrations
 from api.__main__ import Server
 from api.app import create_app
 from api.watching import Watcher
@@ -102,7 +101,6 @@ def start(settings: Settings) -> Iterator[Callable[..., Api]]:
             made = settings.model_copy(update={"database_url": database_url, **values})
             parts = context.build(made)
             stack.callback(parts.close)
-            migrations.upgrade(parts.sessions.engine)
             app = create_app(parts)
             api = Api(parts, stack.enter_context(served(app)), "", app.state.watcher)
             return replace(api, key=api.new_key(admin=True))

@@ -21,7 +21,6 @@ import httpx2
 import pytest
 from sqlalchemy import text
 
-import migrations
 from common import context as contexts
 from common import keys
 from common.client import Retries, Tunery
@@ -85,7 +84,6 @@ class Installed:
 def installed(settings: Settings, postgres_url: str, tmp_path: Path) -> Iterator[Installed]:
     made = settings.model_copy(update={"database_url": postgres_url, "port": free_ports(1)[0]})
     parts = contexts.build(made)
-    migrations.upgrade(parts.sessions.engine)
     with parts.write() as session:
         _, key = keys.create(session, name="test", tenant="default")
     processes = Processes(tmp_path)

@@ -58,8 +58,8 @@ def test_a_database_that_is_away(settings: Settings, dead_port: int) -> None:
     parts.close()
 
 
-def test_a_database_of_another_version(settings: Settings, sqlite_url: str) -> None:
-    parts = context.build(settings.model_copy(update={"database_url": sqlite_url}))
+def test_a_database_of_another_version(settings: Settings, empty_sqlite_url: str) -> None:
+    parts = context.build(settings.model_copy(update={"database_url": empty_sqlite_url}))
     with served(create_app(parts)) as url, httpx2.Client(base_url=url, trust_env=False) as client:
         ready = client.get("/readyz")
         assert ready.status_code == 503 and "python -m migrations" in ready.json()["checks"]["migration"]["detail"]

@@ -12,7 +12,6 @@ from pathlib import Path
 import httpx2
 import pytest
 
-import migrations
 from common import context, keys
 from common.embedded.ports import free_ports
 from common.settings import Settings, child_environment
@@ -24,7 +23,6 @@ def installed(settings: Settings, sqlite_url: str) -> tuple[dict[str, str], str,
     """A migrated installation: the environment of its processes, the API's address, and a key."""
     made = settings.model_copy(update={"database_url": sqlite_url, "port": free_ports(1)[0]})
     parts = context.build(made)
-    migrations.upgrade(parts.sessions.engine)
     with parts.write() as session:
         _, key = keys.create(session, name="test", tenant="default")
     parts.close()

@@ -13,7 +13,6 @@ import pytest
 from sqlalchemy import Engine, delete, event, insert, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-import migrations
 from common.clock import moment
 from common.db.engine import Sessions, before, make_engine
 from common.db.rows import DeliveryRow, IdempotencyRow, JobRow, LabelRow, UsageRow
@@ -40,7 +39,6 @@ class Full:
 def full(database_url: str) -> Iterator[Full]:
     """JOBS jobs of three tenants; every one has the label `kind: all`, one of a hundred `kind: rare`."""
     made = make_engine(database_url)
-    migrations.upgrade(made)
     now, spec = time.time(), SPEC.model_dump(mode="json")
     ids = [f"{before_all('job', now - 3600 * number)}{number:016d}" for number in range(JOBS)]
     rows = [

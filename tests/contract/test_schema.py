@@ -22,8 +22,8 @@ def test_migrations_make_the_tables_of_the_rows(sessions: Sessions):
     assert migrations.present(sessions.engine) == migrations.newest()
 
 
-def test_every_step_leads_back(database_url: str):
-    engine = make_engine(database_url)
+def test_every_step_leads_back(empty_database_url: str):
+    engine = make_engine(empty_database_url)
     migrations.upgrade(engine)
     command.downgrade(migrations.config(engine), "base")
     assert inspect(engine).get_table_names() == ["alembic_version"]
@@ -32,8 +32,8 @@ def test_every_step_leads_back(database_url: str):
     engine.dispose()
 
 
-def test_jobs_of_before_are_found_by_their_labels(database_url: str):
-    engine = make_engine(database_url)
+def test_jobs_of_before_are_found_by_their_labels(empty_database_url: str):
+    engine = make_engine(empty_database_url)
     command.upgrade(migrations.config(engine), "0007")
     values = {
         "id": "job_1", "tenant": "a", "spec": "{}", "model": "m", "priority": 0, "status": "failed", "desired": "run",

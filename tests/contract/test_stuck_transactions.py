@@ -11,7 +11,6 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
-import migrations
 from common.db.engine import Sessions, db_now, make_engine
 from common.db.rows import JobRow
 from common.errors import LeaseLost
@@ -32,7 +31,6 @@ def jobs(sessions: Sessions) -> Jobs:
 @pytest.fixture
 def postgres_jobs(postgres_url: str) -> Iterator[Jobs]:
     engine = make_engine(postgres_url)
-    migrations.upgrade(engine)
     yield Jobs(Sessions(engine))
     engine.dispose()
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-import migrations
 from common import context as contexts
 from common.context import Context
 from common.db.rows import DatasetRow, JobRow
@@ -54,7 +53,6 @@ def context(make_settings: Callable[..., Settings], bench_database_url: str, tmp
         lease_s=12.0, retry_max_s=0.0, stop_grace_s=20.0,
     )  # fmt: skip
     made = contexts.build(settings)
-    migrations.upgrade(made.sessions.engine)
     yield made
     made.close()
 

@@ -13,7 +13,6 @@ import migrations
 from common import settings
 from common.cli.checks import machine, parts, server
 from common.cli.checks.finding import Finding
-from common.db.engine import make_engine
 from tests.servers import S3
 from tests.unit.client.peer import Peer, problem, raw, says
 
@@ -30,9 +29,6 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
 
 
 def test_parts_that_work(sqlite_url: str, valkey_url: str, s3: S3):
-    engine = make_engine(sqlite_url)
-    migrations.upgrade(engine)
-    engine.dispose()
     found = parts.look_at_parts(
         settings.Settings(
             database_url=sqlite_url,
@@ -52,8 +48,8 @@ def test_parts_that_work(sqlite_url: str, valkey_url: str, s3: S3):
     assert "wrote, read and removed" in found[2].detail
 
 
-def test_a_postgres_that_was_never_migrated(postgres_url: str):
-    (found,) = parts.look_at_parts(settings.Settings(database_url=postgres_url))
+def test_a_postgres_that_was_never_migrated(empty_postgres_url: str):
+    (found,) = parts.look_at_parts(settings.Settings(database_url=empty_postgres_url))
     assert found.verdict == "fail"
     assert "none" in found.detail and "python -m migrations" in str(found.hint)
 

@@ -13,7 +13,6 @@ from typing import IO
 import pytest
 from sqlalchemy import select
 
-import migrations
 from common.cards import cards
 from common.db.engine import Sessions, make_engine
 from common.db.rows import WorkerRow
@@ -26,9 +25,6 @@ LISTENS = " ready."
 
 @pytest.fixture
 def environment(sqlite_url: str, valkey_url: str, tmp_path: Path) -> dict[str, str]:
-    sessions = Sessions(make_engine(sqlite_url))
-    migrations.upgrade(sessions.engine)
-    sessions.engine.dispose()
     values = {
         "TUNERY_DATABASE_URL": sqlite_url,
         "TUNERY_BROKER_URL": valkey_url,
