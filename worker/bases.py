@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from tqdm import tqdm
 
+from common import base_models
 from common.errors import InvalidInput
 from common.hub import hub, hub_errors, token
 from common.settings import Settings
@@ -54,17 +55,11 @@ def local(name: str, settings: Settings) -> Base:
     """Return the base in the folder `name` under `TUNERY_MODEL_DIR`.
 
     Raises:
-        InvalidInput: there is no such folder; the message lists those that there are.
+        InvalidInput: there is no such folder; the hint lists those that there are.
     """
-    folder = (settings.model_dir / name).resolve() if settings.model_dir else None
-    if folder is None or not (folder / "config.json").is_file():
-        raise InvalidInput(
-            f"model: there is no base model {name!r} on this server",
-            param=_PARAM,
-            code="base_not_found",
-            hint=_choices(settings),
-        )
-    return in_folder(folder, name)
+    base_models.check(name, settings)
+    assert settings.model_dir is not None
+    return in_folder((settings.model_dir / name).resolve(), name)
 
 
 def in_folder(folder: Path, name: str) -> Base:
@@ -87,13 +82,6 @@ def _refuse_pickles(name: str, files: Sequence[str]) -> None:
             code="base_not_safetensors",
             hint="Pickle weights run code when they are loaded. Choose one with *.safetensors, or convert it.",
         )
-
-
-def names(settings: Settings) -> list[str]:
-    """Return the names of the folders under `TUNERY_MODEL_DIR` that hold a model."""
-    if settings.model_dir is None or not settings.model_dir.is_dir():
-        return []
-    return sorted(found.parent.name for found in settings.model_dir.glob("*/config.json"))
 
 
 def fetch(base: Base, settings: Settings, alive: Callable[[], None], *, weights: bool) -> Path:
@@ -144,8 +132,3 @@ def interruptible(alive: Callable[[], None]) -> Any:
             return super().update(n)
 
     return Watched
-
-
-def _choices(settings: Settings) -> str:
-    found: Sequence[str] = names(settings)
-    return f"There are: {', '.join(found)}." if found else "The operator can put one under TUNERY_MODEL_DIR."

@@ -46,15 +46,15 @@ def clock(session: Session) -> float:
 
 
 def once(moment: ColumnElement[float]) -> ScalarSelect[float]:
-    """Return a moment by the database's clock that a statement asks for once.
+    """Return `moment`, which contains the database's clock, as a subquery that a statement evaluates once.
 
-    Postgres looks up no index by a clock that it would have to read for each row.
+    Otherwise Postgres reads the clock again for each row, and so cannot use an index for the comparison.
     """
     return select(moment.label("moment")).scalar_subquery()
 
 
 def before(seconds: float) -> ScalarSelect[float]:
-    """Return the moment so many seconds ago, asked for once in a statement."""
+    """Return the moment `seconds` ago by the database's clock, evaluated once in a statement."""
     return once(db_now() - seconds)
 
 

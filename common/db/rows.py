@@ -16,6 +16,11 @@ Json = JSON().with_variant(JSONB(), "postgresql")
 Id = String(40)
 
 
+def _partial(name: str, *columns: str, where: str) -> Index:
+    """Return an index of the rows that meet a condition alone; both databases read it in the same words."""
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+
+
 class Base(DeclarativeBase):
     """Declarative base with the constraint names that migrations need."""
 
@@ -36,7 +41,7 @@ class JobRow(Base):
     # Of an export: the job whose adapter it merges. No foreign key: an export outlives its source.
     source_job: Mapped[str | None] = mapped_column(Id)
 
-    # Written by common/jobs/lifecycle.py only.
+    # Written by common/jobs/lifecycle only.
     status: Mapped[str] = mapped_column(String(16))
     desired: Mapped[str] = mapped_column(String(8), default="run")
     epoch: Mapped[int] = mapped_column(default=0)
@@ -83,40 +88,12 @@ class JobRow(Base):
         Index("jobs_by_tenant_status", "tenant", "status", "id"),
         Index("jobs_by_tenant_model", "tenant", "model", "id"),
         # Partial: claiming and sweeping look at the live jobs only, so that a million ended ones cost nothing.
-        Index(
-            "jobs_to_claim",
-            "status",
-            "priority",
-            "created_at",
-            sqlite_where=text("status in ('validating', 'queued')"),
-            postgresql_where=text("status in ('validating', 'queued')"),
-        ),
-        Index(
-            "jobs_leased",
-            "lease_expires_at",
-            sqlite_where=text("lease_expires_at is not null"),
-            postgresql_where=text("lease_expires_at is not null"),
-        ),
-        Index(
-            "jobs_running",
-            "tenant",
-            sqlite_where=text("status = 'running'"),
-            postgresql_where=text("status = 'running'"),
-        ),
-        Index(
-            "jobs_exported",
-            "source_job",
-            sqlite_where=text("source_job is not null"),
-            postgresql_where=text("source_job is not null"),
-        ),
+        _partial("jobs_to_claim", "status", "priority", "created_at", where="status in ('validating', 'queued')"),
+        _partial("jobs_leased", "lease_expires_at", where="lease_expires_at is not null"),
+        _partial("jobs_running", "tenant", where="status = 'running'"),
+        _partial("jobs_exported", "source_job", where="source_job is not null"),
         # How fast jobs on the same base were, for forecasts.
-        Index(
-            "jobs_succeeded",
-            "base_id",
-            "finished_at",
-            sqlite_where=text("status = 'succeeded'"),
-            postgresql_where=text("status = 'succeeded'"),
-        ),
+        _partial("jobs_succeeded", "base_id", "finished_at", where="status = 'succeeded'"),
     )
 
 
@@ -231,12 +208,7 @@ class DatasetRow(Base):
     __table_args__ = (
         Index("datasets_by_tenant", "tenant", "id"),
         Index("datasets_by_key", "key"),
-        Index(
-            "datasets_expiring",
-            "expires_at",
-            sqlite_where=text("expires_at is not null"),
-            postgresql_where=text("expires_at is not null"),
-        ),
+        _partial("datasets_expiring", "expires_at", where="expires_at is not null"),
     )
 
 
@@ -263,13 +235,7 @@ class UploadRow(Base):
 
     __table_args__ = (
         Index("uploads_by_expiry", "expires_at"),
-        Index(
-            "uploads_by_content",
-            "tenant",
-            "sha256",
-            sqlite_where=text("sha256 is not null"),
-            postgresql_where=text("sha256 is not null"),
-        ),
+        _partial("uploads_by_content", "tenant", "sha256", where="sha256 is not null"),
     )
 
 
@@ -406,18 +372,8 @@ class DeliveryRow(Base):
 
     __table_args__ = (
         Index("webhook_deliveries_by_webhook", "webhook_id", "id"),
-        Index(
-            "webhook_deliveries_due",
-            "next_at",
-            sqlite_where=text("state = 'pending'"),
-            postgresql_where=text("state = 'pending'"),
-        ),
-        Index(
-            "webhook_deliveries_ended",
-            "ended_at",
-            sqlite_where=text("ended_at is not null"),
-            postgresql_where=text("ended_at is not null"),
-        ),
+        _partial("webhook_deliveries_due", "next_at", where="state = 'pending'"),
+        _partial("webhook_deliveries_ended", "ended_at", where="ended_at is not null"),
     )
 
 

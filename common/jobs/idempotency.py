@@ -27,7 +27,7 @@ _PARAM = "Idempotency-Key"
 
 @dataclass(frozen=True)
 class Create:
-    """A request for a job. `window_s`: how long it is the same create without a key of its own."""
+    """A request for a job. `window_s`: for how long an equal request without a key counts as the same create."""
 
     who: Caller
     spec: JobSpec
@@ -51,7 +51,7 @@ class Create:
 
     @property
     def name(self) -> str:
-        """What the table knows this create by, within its tenant."""
+        """The key of this create's row, unique within its tenant."""
         return self.key or f"same {self.who.key_id} {self.digest}"
 
 

@@ -91,7 +91,7 @@ def positions() -> CTE:
 
 
 def next_position(session: Session, tenant: str, priority: int) -> int:
-    """Return the place that a job of the tenant would have if it were queued now."""
+    """Return the position, from 1, that a job of the tenant would have if it were queued now."""
     placed, mine = positions(), jobs.alias()
     own = (mine.c.status == "queued", mine.c.tenant == tenant, mine.c.priority >= priority)
     turn = num_running(tenant) + select(func.count()).where(*own).scalar_subquery() + 1
@@ -107,7 +107,7 @@ def next_position(session: Session, tenant: str, priority: int) -> int:
 
 
 def turn(tenant: SQLColumnExpression[str], spent: Mapping[str, int]) -> ColumnElement[int]:
-    """Return what to order by so that the tenant with the least in `spent` comes first, as SQL."""
+    """Return the ORDER BY term, as SQL, that puts the tenant with the least seconds in `spent` first."""
     return case(dict(spent), value=tenant, else_=0) if spent else literal(0)
 
 

@@ -28,7 +28,7 @@ _CLOCKS_S = 86_400.0
 class Selection:
     """Jobs that meet every condition that is given; `metadata` None is for jobs without any label.
 
-    A job of the moment `created_before` is not among them, one of `created_after` is. Without `exports`, those that
+    `created_after` is inclusive, `created_before` is not. Without `exports`, those that
     only merge what another job trained are left out.
     """
 

@@ -36,7 +36,7 @@ class Standing:
 
 
 def told(session: Session, job: JobRow) -> JobRead:
-    """Return `job` as it is shown by itself: with its place in the queue."""
+    """Return `job` as it is shown alone and not in a list: with its place in the queue."""
     found = of(session, job)
     start = None if found.start_at is None else moment(math.ceil(found.start_at / _FORECAST_STEP_S) * _FORECAST_STEP_S)
     place = {"position": found.position, "waits_for": found.waits_for, "expected_start": start}

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-Verb = Literal["accept", "reject", "claim", "publish", "fail", "release", "expire", "pause", "resume", "cancel"]
+from common.schemas.jobs import TERMINAL as TERMINAL
 
-TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
+Verb = Literal["accept", "reject", "claim", "publish", "fail", "release", "expire", "pause", "resume", "cancel"]
 
 # verb -> {from-state: to-states}. `release` and `expire` choose the to-state from what the user wishes.
 EDGES: dict[Verb, dict[str, frozenset[str]]] = {

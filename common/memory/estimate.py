@@ -23,8 +23,9 @@ CONTEXT_BYTES = {"cuda": 600_000_000, "cpu": 900_000_000}
 # layer's share on top (measured: 8.0 GiB where equal lengths would take 7.6); hardly any where they do not (measured
 # with every layer recomputed: 747 MB on an H100, of which 23 are that).
 _SLACK_VARYING, _SLACK_EQUAL = 0.4, 0.05
-# The layer that computes, and the one before it.
-_VISITORS = 2
+# Of layers that wait in host memory, those on the card at once: the one that computes, and the one before it, whose
+# work may still be under way.
+VISITORS = 2
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def layer_bytes_per_token(setup: Setup, batch: Batch) -> float:
 
 
 def _attention(setup: Setup, batch: Batch) -> float:
-    """Query, key, value and result, the softmax's sums, and the mask's share.
+    """Return attention's bytes per token: query, key, value and result, the softmax's sums, and the mask's share.
 
     With a mask transformers repeats keys and values to the number of heads, and torch keeps the mask of each layer.
     Eager attention keeps the scores of each head: before and after the softmax, which is in 32 bit.
@@ -166,18 +167,18 @@ def _adapter_input(setup: Setup, linear: Linear) -> float:
 
 
 def _gradients_per_token(setup: Setup) -> int:
-    """Gradients that pass through a layer beside its activations: of the MLP's branches, and a norm's in 32 bit."""
+    """Return the bytes of a token's gradients in the layer that runs backward: the MLP's branches, a norm in 32 bit."""
     shape = setup.shape
     return setup.element * shape.intermediate * (3 if shape.gated else 2) + 8 * shape.hidden
 
 
 def _final_bytes(setup: Setup, tokens: int) -> int:
-    """The last norm, and its result, which is what the loss keeps."""
+    """Return the bytes that the last norm keeps, with its result, which the loss keeps."""
     return tokens * setup.shape.hidden * (4 + setup.element)
 
 
 def _loss_bytes(setup: Setup, tokens: int) -> int:
-    """A tile of logits, and the gradient of the last hidden states in 32 bit."""
+    """Return the bytes of a tile of logits, and of the gradient of the last hidden states in 32 bit."""
     tile = min(tokens, _TILE_TOKENS) * min(setup.shape.vocab, _TILE_WORDS) * setup.element
     return tile + tokens * setup.shape.hidden * 4
 
@@ -187,8 +188,11 @@ def _stream_bytes(setup: Setup) -> int:
 
 
 def _workspace(setup: Setup) -> int:
-    """The largest weight dequantised, for the forward and the backward product; for a full fine-tune every weight in
-    16 bit, which autocast keeps until the step has ended."""
+    """Return the bytes of weights that are converted for a product.
+
+    With `qlora` the largest one, dequantised for the forward and for the backward product; with `full` every weight in
+    16 bit, which autocast keeps until the step has ended.
+    """
     if setup.method == "full":
         return setup.shape.linear_weights * setup.element if setup.element < 4 else 0
     largest = max(linear.weights for linear in setup.shape.linears)
@@ -198,5 +202,5 @@ def _workspace(setup: Setup) -> int:
 def _on_card(setup: Setup, room: int | None) -> int:
     if not setup.offloads or room is None:
         return setup.weight_bytes
-    waiting = max(0, setup.shape.layers - _VISITORS) * setup.layer_weight_bytes
+    waiting = max(0, setup.shape.layers - VISITORS) * setup.layer_weight_bytes
     return max(min(setup.weight_bytes, room), setup.weight_bytes - waiting)

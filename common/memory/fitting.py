@@ -29,7 +29,10 @@ _CPU_ROWS = 4
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What was chosen: rows of a micro-batch, micro-batches of a step, every how many layers recompute (0: none)."""
+    """What was chosen: `micro_batch` rows a pass, and `accumulation` passes a step.
+
+    Every `checkpointing`-th layer recomputes its activations; 0: none.
+    """
 
     micro_batch: int
     accumulation: int
@@ -38,7 +41,7 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a job leaves to the worker, None meaning "auto"; a number is kept. `most_bytes`: what the run may take."""
+    """What a job asks for: a number is kept, None ("auto") is chosen. `most_bytes` is the most memory it may take."""
 
     micro_batch: int | None
     accumulation: int | None
@@ -52,7 +55,10 @@ class Wish:
 
 @dataclass(frozen=True)
 class Rows:
-    """What rows come to: the longest and the mean length in tokens. `equal`: all have it, as packed ones do."""
+    """The lengths of rows in tokens: the longest and the mean. `equal`: all have the longest, as `packed` ones do.
+
+    `varlen` and `fused` are those of `Batch`.
+    """
 
     longest: int
     mean: float
@@ -91,7 +97,7 @@ def read_wish(asked: Hyperparameters) -> Wish:
 
 
 def read_rows(asked: Hyperparameters, *, longest: int, mean: float, max_length: int) -> Rows:
-    """Return what rows of these lengths come to in a micro-batch: `longest` of before the cut, `mean` of after it."""
+    """Return the rows of a micro-batch. Lengths are in tokens: `longest` before `max_length` cuts it, `mean` after."""
     if asked.packing not in (False, "auto"):
         return Rows(max_length, max_length, packed=True, equal=True)
     longest = min(longest, max_length)
@@ -157,7 +163,7 @@ class _Search:
         return [self._fit(plan) for plan in self._plans()]
 
     def cost(self, fit: Fit) -> tuple[float, int]:
-        """Return about how long a token takes, in no unit, and what decides between equals."""
+        """Return the relative time that a token takes, and what decides between equals: the larger micro-batch."""
         share = checkpointed(self.setup.shape.layers, fit.plan.checkpointing) / self.setup.shape.layers
         tokens = fit.plan.micro_batch * (self.rows.longest if self.rows.packed else self.rows.mean)
         idle = max(1.0, _TOKENS_ENOUGH / max(1.0, tokens)) if self.device == "cuda" else 1.0

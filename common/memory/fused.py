@@ -11,18 +11,24 @@ from dataclasses import dataclass
 from common.memory.estimate import CONTEXT_BYTES, Estimate
 from common.memory.setup import Setup
 
-# Of a card, what the fast path leaves to fragments and libraries; of a run's pieces, what they turn out to be.
-_SLACK = 0.03
-# It plans with two states, a gradient and a copy of it in fp32, whatever the optimizer holds.
-_TRAINED_BYTES = 16
-_HEAD_TOKENS = 1024
-# A step that is larger than this many times the mean is no reason to give up the dequantised base.
-_LARGE_STEP = 1.3
+# The share of the memory that the fast path leaves to fragments and libraries.
+SLACK = 0.03
+# Bytes of a trained weight beside the weight: two states, a gradient, and a copy of it while it is clipped, in fp32.
+TRAINED_BYTES = 16
+# Tokens whose logits the loss holds at once.
+HEAD_TOKENS = 1024
+# A step of rows in random order is seldom larger than this many times the mean; only such a step has to fit beside the
+# dequantised base.
+LARGE_STEP = 1.3
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Bytes: that a token keeps in a layer which recomputes nothing, its MLP, or all; of a token once; in any case."""
+    """Bytes of a piece of a step.
+
+    `nothing`, `mlp` and `all` are what a layer keeps of each token if it recomputes that much; `working` is taken once
+    for each token, `fixed` whatever the piece's size.
+    """
 
     nothing: int
     mlp: int
@@ -43,7 +49,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Step:
-    """The rows of a step: how many, the longest and the mean in tokens; `automatic`: nothing has to be recomputed."""
+    """A step's rows: how many, the longest and the mean in tokens; `automatic`: the worker chooses checkpointing."""
 
     rows: int
     longest: int
@@ -65,7 +71,7 @@ def costs(setup: Setup) -> Costs:
         working=size
         * working_values(shape.hidden, shape.intermediate, shape.queries, shape.keys, head_norm=shape.qk_norm)
         + (2 * shape.intermediate if setup.fp8 else 0),
-        fixed=size * (joined + _HEAD_TOKENS * shape.vocab),
+        fixed=size * (joined + HEAD_TOKENS * shape.vocab),
     )
 
 
@@ -102,7 +108,7 @@ def parts_of(setup: Setup, dense: int, activations: int, passing: int, fixed: in
         "loss": 0,
         "backward": passing,
         "workspace": fixed,
-        "allocator": int(_SLACK * (activations + passing)),
+        "allocator": int(SLACK * (activations + passing)),
         "context": CONTEXT_BYTES[device],
     }
     return Estimate(parts, setup.paged_bytes)
@@ -118,7 +124,7 @@ def _kept(each: Costs, layers: int, mlp: int, whole: int) -> int:
 
 def _room(setup: Setup, free_bytes: int) -> int:
     held = setup.weight_bytes + setup.adapter_bytes
-    return int(free_bytes * (1 - _SLACK)) - held - setup.trained_parameters * _TRAINED_BYTES
+    return int(free_bytes * (1 - SLACK)) - held - setup.trained_parameters * TRAINED_BYTES
 
 
 def _dense_bytes(setup: Setup, step: Step, each: Costs, room: int) -> int:
@@ -129,7 +135,7 @@ def _dense_bytes(setup: Setup, step: Step, each: Costs, room: int) -> int:
     if setup.method != "qlora" and not setup.fp8:
         return 0
     dense = setup.shape.linear_weights * 2
-    usual = int(step.rows * step.mean * _LARGE_STEP)
+    usual = int(step.rows * step.mean * LARGE_STEP)
     whole = usual * (setup.shape.layers * each.nothing + each.working) + each.fixed
     return dense if whole <= room - dense else 0
 

@@ -12,7 +12,7 @@ from common.schemas.lora import Lora
 
 # Half a byte a weight, and a scale for each 64 of them: four bytes; or, quantised again, one byte, and four for each
 # 256 scales. 4.127 bits a weight (Dettmers et al., QLoRA, section 3: 0.127 bits for the scales).
-_BYTES_4_BIT = {False: 0.5 + 4 / 64, True: 0.5 + 1 / 64 + 4 / (64 * 256)}
+BYTES_4_BIT = {False: 0.5 + 4 / 64, True: 0.5 + 1 / 64 + 4 / (64 * 256)}
 _ALL_LINEAR = "all-linear"
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head")
 # bitsandbytes 0.50: smaller tensors keep their state in 32 bit, and are not paged.
@@ -59,14 +59,14 @@ class Setup:
         shape = self.shape
         if self.method == "qlora":
             rest = 4 if self.kbit_preparation else self.element
-            return int(shape.linear_weights * _BYTES_4_BIT[self.double_quant] + shape.other_weights * rest)
+            return int(shape.linear_weights * BYTES_4_BIT[self.double_quant] + shape.other_weights * rest)
         return shape.weights * (4 if self.method == "full" else self.element)
 
     @property
     def layer_weight_bytes(self) -> int:
         """Bytes of one decoder layer's linear weights as they are held."""
         weights = self.shape.linear_weights // self.shape.layers
-        return int(weights * _BYTES_4_BIT[self.double_quant]) if self.method == "qlora" else weights * self.element
+        return int(weights * BYTES_4_BIT[self.double_quant]) if self.method == "qlora" else weights * self.element
 
     @property
     def trained_parameters(self) -> int:

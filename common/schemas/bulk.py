@@ -33,7 +33,7 @@ class JobFilter(Strict):
     created_before: _Moment | None = None
 
     @model_validator(mode="after")
-    def _something(self) -> JobFilter:
+    def _has_a_condition(self) -> JobFilter:
         conditions = (self.metadata, self.model, self.created_after, self.created_before)
         # An empty condition is met by every job, which nobody cancels by accident.
         if "status" not in self.model_fields_set and not any(conditions):
@@ -51,7 +51,7 @@ class CancelMany(Strict):
     dry_run: bool = False
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> CancelMany:
+    def _ids_or_filter(self) -> CancelMany:
         if (self.ids is None) == (self.filter is None):
             raise ValueError("ids: give either ids or a filter")
         if self.ids is not None and self.after is not None:

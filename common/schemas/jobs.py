@@ -125,7 +125,7 @@ class JobOrder(Strict):
     not_before: NotBefore | None = None
 
     @model_validator(mode="after")
-    def _something(self) -> JobOrder:
+    def _changes_a_field(self) -> JobOrder:
         if "priority" in self.model_fields_set and self.priority is None:
             raise ValueError("priority: null is no priority; leave it out to keep it")
         if not self.model_fields_set:

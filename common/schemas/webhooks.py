@@ -51,7 +51,7 @@ class WebhookChange(Strict):
     enabled: bool | None = None
 
     @model_validator(mode="after")
-    def _something(self) -> WebhookChange:
+    def _changes_a_field(self) -> WebhookChange:
         if not self.model_fields_set:
             raise ValueError("name at least one of url, events, description and enabled")
         empty = [name for name in ("url", "description", "enabled") if name in self.model_fields_set]

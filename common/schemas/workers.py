@@ -11,7 +11,7 @@ WorkerState = Literal["idle", "busy", "draining", "gone"]
 
 
 class Worker(BaseModel):
-    """A worker process. `gone` means that its heartbeat is older than a lease.
+    """A worker process. `gone` means that it has left, or has not been heard for half a minute.
 
     `vram_bytes` is the whole memory of its card, `free_bytes` what others left of it when the worker last held nothing
     there; null where the driver does not say.

@@ -12,7 +12,7 @@ import torch
 from common.memory import fitting
 from common.memory.estimate import Estimate, estimate
 from common.memory.fitting import BatchPlan, Fit, Rows
-from common.memory.fused import parts_of
+from common.memory.fused import LARGE_STEP, parts_of
 from common.memory.setup import Setup, read_setup
 from common.memory.shape import Shape
 from common.schemas.jobs import JobSpec
@@ -23,8 +23,6 @@ from worker.ml.kernels.layer import Recompute
 from worker.ml.memory import free_bytes
 from worker.ml.options import Choice, Options
 from worker.ml.precision import choose_precision
-
-_LARGE_STEP = 1.3
 
 
 def device_setup(job: JobSpec, shape: Shape, device: torch.device) -> Setup:
@@ -75,7 +73,7 @@ def fused_estimated(
     """Return the estimate of a run on the fast path, from how it will cut its largest step; `lengths`: of all rows."""
     many, mean = options.micro_batch * options.accumulation, sum(lengths) / max(1, len(lengths))
     # Without groups a step of many long rows is seldom.
-    step = sorted(lengths)[-many:] if options.group_by_length else [math.ceil(mean * _LARGE_STEP)] * many
+    step = sorted(lengths)[-many:] if options.group_by_length else [math.ceil(mean * LARGE_STEP)] * many
     plan = path.plan(step)
     ends = list(accumulate(plan.sizes, initial=0))
     pieces = [sum(step[begin:end]) for begin, end in pairwise(ends)]

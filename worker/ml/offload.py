@@ -17,14 +17,12 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import InvalidInput
+from common.memory.estimate import VISITORS
 from common.memory.fitting import WEIGHTS_SHARE
+from common.memory.setup import BYTES_4_BIT
 from common.schemas.lora import Quantization
 from worker.ml.options import Choice
 
-# The layer that computes, and the one before it, whose work may still be under way.
-_VISITORS = 2
-# Half a byte a weight, and a scale for each 64 of them: four bytes, or one byte and four for each 256 scales.
-_BYTES = {False: 0.5 + 4 / 64, True: 0.5 + 1 / 64 + 4 / (64 * 256)}
 _PARAM = "quantization.device_map"
 
 
@@ -82,10 +80,10 @@ def plan_offload(
     total = _bytes_in_4_bit(empty, "", kept, quantization)
     if total <= room:
         return None
-    on_card = total - sum(sizes.values()) + _VISITORS * max(sizes.values())
+    on_card = total - sum(sizes.values()) + VISITORS * max(sizes.values())
     if on_card > room:
         raise InvalidInput(
-            f"{_PARAM}: embeddings, head and {_VISITORS} layers take {on_card / 1e9:.2f} GB, and the card has "
+            f"{_PARAM}: embeddings, head and {VISITORS} layers take {on_card / 1e9:.2f} GB, and the card has "
             f"{room / 1e9:.2f} GB for weights",
             code="base_too_large",
             param=_PARAM,
@@ -111,13 +109,14 @@ def _head(model: PreTrainedModel) -> torch.nn.Module | None:
 
 
 def _bytes_in_4_bit(model: PreTrainedModel, within: str, kept: list[str], quantization: Quantization) -> int:
+    quantized = BYTES_4_BIT[quantization.bnb_4bit_use_double_quant]
     # By parameter: embedding and head may share one.
     sizes: dict[torch.nn.Parameter, float] = {}
     for name, module in model.get_submodule(within).named_modules():
         full = f"{within}.{name}".strip(".")
         for part, parameter in module.named_parameters(recurse=False):
             in_4_bit = part == "weight" and _is_quantizable(full, module, kept)
-            sizes[parameter] = parameter.numel() * (_BYTES[quantization.bnb_4bit_use_double_quant] if in_4_bit else 2)
+            sizes[parameter] = parameter.numel() * (quantized if in_4_bit else 2)
     return int(sum(sizes.values()))
 
 
@@ -213,7 +212,7 @@ class Visits:
     def _fetch(self, weights: list[_Visitor]) -> None:
         if any(weights is present for present in self._present):
             return
-        while len(self._present) >= _VISITORS:
+        while len(self._present) >= VISITORS:
             for visitor in self._present.pop(0):
                 visitor.leave()
         for visitor in weights:

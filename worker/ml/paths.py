@@ -1,9 +1,9 @@
-"""Writes conversations by a chat template without running it for each, where that is provably the same text.
+"""Writes conversations in a chat template without running it for each one, where the text is provably the same.
 
-A template is run once with sealed contents: objects that it may write out, join and trim, and whose questions
-("does it contain </think>?") are answered and noted. Whatever else it does with them ends the attempt. So what it wrote
-is its text for all conversations of the same roles for which the noted questions have the same answers: the way that it
-took through its own branches is known, and with it where each content goes.
+A template is run once with placeholders for the contents. A placeholder can be written out, joined and trimmed. If the
+template asks something of it ("does it contain </think>?"), the real content answers, and question and answer are
+noted; any other use ends the attempt. What was written then holds for every conversation with the same roles whose
+contents give the same answers to the noted questions, since the template takes the same branches for it.
 """
 
 from __future__ import annotations

@@ -26,12 +26,12 @@ from worker.ml.checkpoint import BadCheckpoint, verify
 from worker.ml.data import sequence_lengths
 from worker.ml.kernels.choice import choose
 from worker.ml.memory import limit_memory
+from worker.ml.meter import Counters
 from worker.ml.module_report import precision_report
 from worker.ml.offload import require_recomputing
 from worker.ml.packing import require_isolation
 from worker.ml.precision import choose_precision, pick_device
 from worker.ml.quantized import Shelf
-from worker.ml.sft import Counters
 from worker.ml.trend import Trend
 from worker.ml.vocabulary import grow, num_rows, rows_needed
 from worker.trainer.protocol import Note, TrainSpec

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from worker.ml.best import Best
     from worker.ml.checkpoint import Manifest
     from worker.ml.kernels.fused import Fused
+    from worker.ml.meter import Counters
     from worker.ml.options import Choice, Options
     from worker.ml.precision import Precision
     from worker.ml.prompts import Prompt
-    from worker.ml.sft import Counters, Trainer
+    from worker.ml.sft import Trainer
     from worker.ml.trend import Trend
 
 

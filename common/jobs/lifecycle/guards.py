@@ -32,9 +32,15 @@ _LEAVING = ("publish", "fail", "release")
 NO_LEASE: dict[str, Any] = {"worker_id": None, "lease_expires_at": None}
 
 
-def wished() -> ColumnElement[str]:
-    """Return where the user wishes an interrupted job to go, as SQL over its row."""
-    return case(states.SETTLED, value=jobs.c.desired)
+def interrupted() -> dict[str, Any]:
+    """Return the columns of a job that leaves its worker unfinished: its new status is what the user wishes."""
+    return {
+        "status": case(states.SETTLED, value=jobs.c.desired),
+        "stage": None,
+        "eta_s": None,
+        "tokens_per_s": None,
+        "finished_at": case((jobs.c.desired == "cancel", db_now()), else_=None),
+    } | NO_LEASE
 
 
 def own_job(tenant: str, job_id: str) -> ColumnElement[bool]:
@@ -103,9 +109,10 @@ def owned(claim: Claim, statuses: Sequence[str]) -> list[ColumnElement[bool]]:
 
 
 def hold(session: Session, job_id: str) -> None:
-    """Wait for the job's row and keep it until the transaction ends; only then is it time to ask whether a lease lives.
+    """Lock the job's row until the transaction ends; to be called before the lease is judged.
 
-    Postgres asks before it waits, and asks again only if whom it waited for has changed the row.
+    An UPDATE alone is not enough. Postgres judges its WHERE before it waits for the row, and again only if the
+    transaction that it waited for has changed the row; the lease may have ended meanwhile.
     """
     session.execute(select(jobs.c.id).where(jobs.c.id == job_id).with_for_update())
 
@@ -239,7 +246,7 @@ def failed_event(failure: Failure) -> Event:
 
 
 def refuse_unless(session: Session, own: ColumnElement[bool], allowed: Sequence[str], verb: str) -> None:
-    """Raise unless the job is already where the verb would lead."""
+    """Raise WrongState unless the job's status is one of `allowed`, in which `verb` has nothing left to do."""
     status = session.scalar(select(jobs.c.status).where(own))
     if status is None:
         raise NotFound(

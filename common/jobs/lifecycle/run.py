@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import case, func, insert, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
 from common.db.engine import clock, db_now
@@ -18,13 +18,13 @@ from common.jobs.lifecycle.guards import (
     guarded,
     hold,
     insert_events,
+    interrupted,
     jobs,
     locked,
     outcome,
     owned,
     settle,
     take,
-    wished,
 )
 from common.jobs.lifecycle.terms import Claim, Event, Failure, Limits, MetricPoint, Published, backoff_s
 from common.jobs.line import first
@@ -160,15 +160,7 @@ def fail(session: Session, claim: Claim, failure: Failure) -> None:
 
 def release(session: Session, claim: Claim, event: Event, **values: Any) -> str:
     """Give the job back, to where the user wishes it: queued, paused or cancelled. Returns the new status."""
-    target = wished()
-    settled = {
-        "status": target,
-        "stage": None,
-        "eta_s": None,
-        "tokens_per_s": None,
-        "finished_at": case((jobs.c.desired == "cancel", db_now()), else_=None),
-    }
-    status = settle(session, claim, "release", settled | NO_LEASE | values, outcome(event))
+    status = settle(session, claim, "release", interrupted() | values, outcome(event))
     doorbell.after_commit(session, doorbell.TRAIN)
     return status
 

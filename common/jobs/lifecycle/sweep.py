@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import case, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from common.db.engine import db_now
 from common.jobs import doorbell, states
-from common.jobs.lifecycle.guards import NO_LEASE, book_usage, change_each, jobs, outcome, wished
+from common.jobs.lifecycle.guards import NO_LEASE, book_usage, change_each, interrupted, jobs, outcome
 from common.jobs.lifecycle.terms import Event
 
 
@@ -23,14 +23,7 @@ def expire(session: Session, job_ids: Sequence[str]) -> dict[str, str]:
     free = select(jobs.c.id).where(jobs.c.id.in_(job_ids), late).with_for_update(skip_locked=True)
     ours = [late, jobs.c.id.in_(session.scalars(free).all())]
     event = Event("job.lease_expired", "The worker was lost; the job goes on from its last checkpoint.", "warning")
-    values = {
-        "status": wished(),
-        "stage": None,
-        "eta_s": None,
-        "tokens_per_s": None,
-        "finished_at": case((jobs.c.desired == "cancel", db_now()), else_=None),
-    } | NO_LEASE
-    ran = change_each(session, [*ours, jobs.c.status.in_(states.sources("expire"))], values, outcome(event))
+    ran = change_each(session, [*ours, jobs.c.status.in_(states.sources("expire"))], interrupted(), outcome(event))
     if ran:
         book_usage(session, ran.keys())
     if "queued" in ran.values():

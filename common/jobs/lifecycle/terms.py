@@ -42,7 +42,7 @@ class MetricPoint:
 class Failure:
     """Why a job failed; `kind` is user_error, infra, oom, diverged, device or crash.
 
-    `attempts`: at which fault in a row, of whatever kind but crashes, this one ends the job; None: never.
+    `attempts`: how many faults in a row (crashes not counted) end the job when this is the last; None: no number.
     `problems` are the first of the `num_problems` rows of a dataset that are wrong, as `JobProblem` shows them.
     """
 
@@ -71,7 +71,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Limits:
-    """How often what may go wrong before a job is given up; seconds for pauses."""
+    """How many crashes in a row end a job, and the longest pause before another try, in seconds."""
 
     crash_loop_attempts: int
     retry_max_s: float

@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from common.memory.fused import LARGE_STEP, SLACK, TRAINED_BYTES
 from common.schemas.jobs import JobSpec
 from worker.ml.kernels.attention import has_kernel, takes
 from worker.ml.kernels.budget import Ways, bytes_of
@@ -22,14 +23,8 @@ from worker.ml.options import Choice, Options
 from worker.ml.precision import Precision
 
 _GIB = 2**30
-# Of the memory that may be taken, what is left to fragments and to libraries.
-_SLACK = 0.03
-# Two states, a gradient and a copy of it while it is clipped, in fp32.
-_TRAINED_BYTES = 16
 # What an out-of-memory error leaves of the room that was planned with.
 _SHRUNK = 0.7
-# A step of rows in random order is seldom larger than this many times the mean.
-_LARGE_STEP = 1.3
 
 
 def choose(
@@ -107,7 +102,7 @@ def _fused(
     least = _least(options, count, automatic=job.hyperparameters.gradient_checkpointing == "auto" and not shrink)
     path = Fused(model, least=least, room=_room(model, job, device, shrink))
     wide = _compute_narrow(path, precision.compute, device) if job.hyperparameters.fp8 else ()
-    step = int(sum(lengths) / max(1, len(lengths)) * options.micro_batch * options.accumulation * _LARGE_STEP)
+    step = int(sum(lengths) / max(1, len(lengths)) * options.micro_batch * options.accumulation * LARGE_STEP)
     if path.room is not None and (job.method == "qlora" or path.narrow):
         # In 16 bit, or in 8 bit both ways round.
         dense = sum(group.num_weights for group in path.groups) * 2
@@ -146,8 +141,8 @@ def _room(model: torch.nn.Module, job: JobSpec, device: torch.device, shrink: in
     most = held + free_bytes(device)
     if job.hyperparameters.max_memory_gib != "auto":
         most = min(most, int(job.hyperparameters.max_memory_gib * _GIB))
-    trained = sum(item.numel() for item in model.parameters() if item.requires_grad) * _TRAINED_BYTES
-    room = most * (1 - _SLACK) - held - trained
+    trained = sum(item.numel() for item in model.parameters() if item.requires_grad) * TRAINED_BYTES
+    room = most * (1 - SLACK) - held - trained
     return max(0, int(room * _SHRUNK**shrink))
 
 

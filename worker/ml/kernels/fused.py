@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from common.memory.fused import working_values
+from common.memory.fused import HEAD_TOKENS, working_values
 from worker.ml.kernels.attention import Spans
 from worker.ml.kernels.budget import Costs, StepPlan, Ways, plan_step
 from worker.ml.kernels.cover import decoder_layers, parts_of
@@ -24,7 +24,6 @@ from worker.ml.kernels.operations import Operations, operations
 from worker.ml.kernels.rows import MicroBatch, cut
 
 _LAYER_SEED = 0x2545F491
-_HEAD_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -141,5 +140,5 @@ def costs(layers: list[Parts], head: torch.Tensor, *, narrow: bool = False) -> C
               Recompute.ALL: size * hidden},
         # In 8 bit, a copy of the widest gradient.
         working=size * working + (2 * inner if narrow else 0),
-        fixed=size * (max(group.num_weights for group in parts.groups) + _HEAD_TOKENS * head.shape[0]),
+        fixed=size * (max(group.num_weights for group in parts.groups) + HEAD_TOKENS * head.shape[0]),
     )  # fmt: skip

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
+from common.memory.fused import HEAD_TOKENS
 from worker.ml.kernels.operations import operations
-
-_CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class _HeadLoss(torch.autograd.Function):
         grads = torch.empty_like(hidden)
         sums = torch.zeros(3, dtype=torch.float32, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
-            for at in range(0, len(hidden), _CHUNK):
-                part = slice(at, at + _CHUNK)
+            for at in range(0, len(hidden), HEAD_TOKENS):
+                part = slice(at, at + HEAD_TOKENS)
                 logits = torch.mm(hidden[part], weight.T)
                 sums += torch.stack([row.sum() for row in ops.cross_entropy_grad(logits, targets[part])])
                 torch.mm(logits, weight, out=grads[part])
