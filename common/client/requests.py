@@ -73,7 +73,7 @@ class WebhookFields(TypedDict, total=False):
 
 
 def create_job(model: str, dataset: str | Dataset, fields: JobFields, idempotency_key: str | None) -> Call[JobRead]:
-    """Return the create. Its key makes sending it twice the same as sending it once."""
+    """Return the call that creates a job. Its key makes sending it twice the same as sending it once."""
     return Call(
         "POST",
         "/jobs",
@@ -85,7 +85,7 @@ def create_job(model: str, dataset: str | Dataset, fields: JobFields, idempotenc
 
 
 def estimate_job(model: str, dataset: str | Dataset, fields: JobFields) -> Call[JobEstimate]:
-    """Return the question for what such a job would take."""
+    """Return the call that estimates what such a job would take."""
     return Call("POST", "/jobs/estimate", JobEstimate, json=_body(model, dataset, fields), repeatable=True)
 
 
@@ -106,7 +106,7 @@ def _plain(value: Any) -> Any:
 
 
 def clone_job(job: str, changes: CloneFields, idempotency_key: str | None) -> Call[JobRead]:
-    """Return the create of a job like another one, with changes."""
+    """Return the call that submits a job like another one, with changes."""
     return Call(
         "POST",
         f"/jobs/{segment(job)}/clone",
@@ -128,14 +128,14 @@ class FilterFields(TypedDict, total=False):
 
 
 def list_jobs(wanted: FilterFields, limit: int | None, after: str | None) -> Call[JobList]:
-    """Return the question for one page of jobs, newest first."""
+    """Return the call that reads one page of jobs, newest first."""
     asked = {name: _plain(value) for name, value in wanted.items() if name != "metadata"}
     labels = {f"metadata[{name}]": value for name, value in (wanted.get("metadata") or {}).items()}
     return get("/jobs", JobList, limit=limit, after=after, **asked, **labels)
 
 
 def cancel_jobs(ids: Sequence[str] | None, wanted: FilterFields, after: str | None, dry_run: bool) -> Call[CancelList]:
-    """Return the wish that many jobs are cancelled: these, or those that are wanted."""
+    """Return the call that cancels many jobs: those of `ids`, or those that meet every condition of `wanted`."""
     body: dict[str, Any] = {"dry_run": dry_run}
     if ids is not None:
         body["ids"] = list(ids)
@@ -150,44 +150,44 @@ def cancel_jobs(ids: Sequence[str] | None, wanted: FilterFields, after: str | No
 
 
 def get_job(job: str) -> Call[JobRead]:
-    """Return the question for one job."""
+    """Return the call that reads one job."""
     return get(f"/jobs/{segment(job)}", JobRead)
 
 
 def await_job(job: str, wait_s: float) -> Call[JobRead]:
-    """Return the question for one job that the server may hold back until something about it changes."""
+    """Return the call that reads one job that the server may hold back until something about it changes."""
     held_s = int(max(0, min(_LONG_POLL_S, wait_s)))
     path = f"/jobs/{segment(job)}"
     return Call("GET", path, JobRead, {"wait": held_s or None}, repeatable=True, read_timeout_s=held_s + 30)
 
 
 def act_on_job(job: str, action: str) -> Call[JobRead]:
-    """Return a wish: cancel, pause, resume or retry.
+    """Return the call for an action: cancel, pause, resume or retry.
 
-    Only a second cancel is sure to mean what the first did; a second retry would be a second job.
+    Only cancel is sent again after a lost answer: a second retry, for one, would be a second job.
     """
     return post(f"/jobs/{segment(job)}/{action}", JobRead, repeatable=action == "cancel")
 
 
 def export_job(job: str, forms: str | Sequence[str], priority: int) -> Call[JobRead]:
-    """Return the wish for merged models of a finished job; what is made already is not made twice."""
+    """Return the call that exports merged models of a finished job; what is made already is not made twice."""
     body = {"export": [forms] if isinstance(forms, str) else list(forms), "priority": priority}
     return Call("POST", f"/jobs/{segment(job)}/export", JobRead, json=body, repeatable=True)
 
 
 def reorder_job(job: str, order: OrderFields) -> Call[JobRead]:
-    """Return the wish that a waiting job stands elsewhere in the queue."""
+    """Return the call that moves a waiting job in the queue."""
     body = {name: _plain(value) for name, value in order.items()}
     return Call("PATCH", f"/jobs/{segment(job)}", JobRead, json=body, repeatable=True)
 
 
 def delete_job(job: str) -> Call[Nothing]:
-    """Return the removal of an ended job and its objects."""
+    """Return the call that removes an ended job and its objects."""
     return delete(f"/jobs/{segment(job)}")
 
 
 def job_events(job: str, after: int, limit: int | None = None) -> Call[EventList]:
-    """Return the question for the events behind the cursor `after`, oldest first."""
+    """Return the call that reads the events behind the cursor `after`, oldest first."""
     return get(events_path(job), EventList, after=after, limit=limit)
 
 
@@ -197,27 +197,27 @@ def events_path(job: str) -> str:
 
 
 def job_metrics(job: str, after: int) -> Call[MetricList]:
-    """Return the question for the metrics behind the cursor `after`, oldest first."""
+    """Return the call that reads the metrics behind the cursor `after`, oldest first."""
     return get(f"/jobs/{segment(job)}/metrics", MetricList, after=after)
 
 
 def job_artifacts(job: str) -> Call[ArtifactList]:
-    """Return the question for every published file with fresh signed links."""
+    """Return the call that reads every published file with fresh signed links."""
     return get(f"/jobs/{segment(job)}/artifacts", ArtifactList)
 
 
 def job_checkpoints(job: str) -> Call[CheckpointList]:
-    """Return the question for every complete checkpoint, the highest step first."""
+    """Return the call that reads every complete checkpoint, the highest step first."""
     return get(f"/jobs/{segment(job)}/checkpoints", CheckpointList)
 
 
 def job_precision(job: str) -> Call[PrecisionRead]:
-    """Return the question for how each module of a finished job's model was held."""
+    """Return the call that reads how each module of a finished job's model was held."""
     return get(f"/jobs/{segment(job)}/precision", PrecisionRead)
 
 
 def upload_dataset(path: Path, name: str | None, on_progress: Progress | None) -> Call[Dataset]:
-    """Return the upload of a file; raises InvalidInput for one that is absent or empty.
+    """Return the call that uploads a file; raises InvalidInput for one that is absent or empty.
 
     The server knows content that it has: sent twice, it is one dataset.
     """
@@ -226,17 +226,17 @@ def upload_dataset(path: Path, name: str | None, on_progress: Progress | None) -
 
 
 def list_datasets(limit: int | None, after: str | None) -> Call[DatasetList]:
-    """Return the question for one page of datasets, newest first."""
+    """Return the call that reads one page of datasets, newest first."""
     return get("/datasets", DatasetList, limit=limit, after=after)
 
 
 def get_dataset(dataset: str) -> Call[Dataset]:
-    """Return the question for one dataset; takes its id or its URI."""
+    """Return the call that reads one dataset; takes its id or its URI."""
     return get(f"/datasets/{segment(dataset.removeprefix('dataset:'))}", Dataset)
 
 
 def delete_dataset(dataset: str) -> Call[Nothing]:
-    """Return the removal of a dataset; takes its id or its URI."""
+    """Return the call that removes a dataset; takes its id or its URI."""
     return delete(f"/datasets/{segment(dataset.removeprefix('dataset:'))}")
 
 
@@ -251,7 +251,7 @@ class PreviewFields(TypedDict, total=False):
 
 
 def preview_dataset(dataset: str | Dataset, model: str, fields: PreviewFields) -> Call[Preview]:
-    """Return the question for rows as `model` will see them; takes an id or a URI."""
+    """Return the call that reads rows as `model` will see them; takes an id or a URI."""
     name = dataset.id if isinstance(dataset, Dataset) else dataset.removeprefix("dataset:")
     path = f"/datasets/{segment(name)}/preview"
     if fields.get("chat_template") is None:
@@ -261,92 +261,92 @@ def preview_dataset(dataset: str | Dataset, model: str, fields: PreviewFields) -
 
 
 def list_base_models() -> Call[BaseModelList]:
-    """Return the question for the base models at hand."""
+    """Return the call that reads the base models at hand."""
     return get("/base-models", BaseModelList)
 
 
 def list_workers() -> Call[WorkerList]:
-    """Return the question for the workers."""
+    """Return the call that reads the workers."""
     return get("/workers", WorkerList)
 
 
 def drain_worker(worker: str) -> Call[Worker]:
-    """Return the wish that a worker takes no further job."""
+    """Return the call that drains a worker: it takes no further job."""
     return post(f"/workers/{segment(worker)}/drain", Worker, repeatable=True)
 
 
 def create_key(name: str, tenant: str | None) -> Call[KeyCreated]:
-    """Return the create of a key; sent once, since its secret is shown once."""
+    """Return the call that creates a key; sent once, since its secret is shown once."""
     body = {"name": name} if tenant is None else {"name": name, "tenant": tenant}
     return Call("POST", "/keys", KeyCreated, json=body)
 
 
 def list_keys(tenant: str | None) -> Call[KeyList]:
-    """Return the question for a tenant's keys."""
+    """Return the call that reads a tenant's keys."""
     return get("/keys", KeyList, tenant=tenant)
 
 
 def revoke_key(key: str, tenant: str | None) -> Call[Nothing]:
-    """Return the end of a key."""
+    """Return the call that revokes a key."""
     return delete(f"/keys/{segment(key)}", tenant=tenant)
 
 
 def get_quota(tenant: str | None) -> Call[Quota]:
-    """Return the question for what a tenant may use, and uses."""
+    """Return the call that reads what a tenant may use, and uses."""
     return get("/quota", Quota, tenant=tenant)
 
 
 def set_quota(limits: QuotaLimits, tenant: str | None) -> Call[Quota]:
-    """Return the wish that these are a tenant's limits."""
+    """Return the call that sets every limit of a tenant."""
     return Call("PUT", "/quota", Quota, {"tenant": tenant}, json=limits.model_dump(mode="json"), repeatable=True)
 
 
 def create_webhook(url: str, events: Sequence[str] | None, description: str) -> Call[WebhookCreated]:
-    """Return the create of a webhook; sent once, since its secret is shown once."""
+    """Return the call that creates a webhook; sent once, since its secret is shown once."""
     body = {"url": url, "events": None if events is None else list(events), "description": description}
     return Call("POST", "/webhooks", WebhookCreated, json=body)
 
 
 def list_webhooks() -> Call[WebhookList]:
-    """Return the question for the tenant's webhooks."""
+    """Return the call that reads the tenant's webhooks."""
     return get("/webhooks", WebhookList)
 
 
 def get_webhook(webhook: str) -> Call[WebhookRead]:
-    """Return the question for one webhook."""
+    """Return the call that reads one webhook."""
     return get(f"/webhooks/{segment(webhook)}", WebhookRead)
 
 
 def change_webhook(webhook: str, fields: WebhookFields) -> Call[WebhookRead]:
-    """Return the wish that a webhook is told other things, elsewhere, or nothing."""
+    """Return the call that changes a webhook's events or URL, or switches it on or off."""
     return Call("PATCH", f"/webhooks/{segment(webhook)}", WebhookRead, json=dict(fields), repeatable=True)
 
 
 def delete_webhook(webhook: str) -> Call[Nothing]:
-    """Return the removal of a webhook and its deliveries."""
+    """Return the call that removes a webhook and its deliveries."""
     return delete(f"/webhooks/{segment(webhook)}")
 
 
 def rotate_webhook(webhook: str, overlap_s: int | None) -> Call[WebhookCreated]:
-    """Return the wish for a new secret; sent once, since a second one would end the overlap with the first."""
+    """Return the call for a new secret; sent once, since a second one would end the overlap with the first."""
     return Call("POST", f"/webhooks/{segment(webhook)}/rotate", WebhookCreated, {"overlap_s": overlap_s})
 
 
 def ping_webhook(webhook: str) -> Call[Delivery]:
-    """Return the wish for a message that says nothing."""
+    """Return the call that sends a webhook a test message."""
     return post(f"/webhooks/{segment(webhook)}/ping", Delivery)
 
 
 def list_deliveries(webhook: str, state: str | None, limit: int | None, after: str | None) -> Call[DeliveryList]:
-    """Return the question for one page of a webhook's deliveries, newest first."""
+    """Return the call that reads one page of a webhook's deliveries, newest first."""
     return get(f"/webhooks/{segment(webhook)}/deliveries", DeliveryList, state=state, limit=limit, after=after)
 
 
 def get_delivery(webhook: str, delivery: str) -> Call[Delivery]:
-    """Return the question for one delivery."""
+    """Return the call that reads one delivery."""
     return get(f"/webhooks/{segment(webhook)}/deliveries/{segment(delivery)}", Delivery)
 
 
 def redeliver(webhook: str, delivery: str) -> Call[Delivery]:
-    """Return the wish that a delivery is made again."""
+    """Return the call that makes a delivery again."""
     return post(f"/webhooks/{segment(webhook)}/deliveries/{segment(delivery)}/redeliver", Delivery)
