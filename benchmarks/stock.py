@@ -39,7 +39,9 @@ def main(which: str, base: str, rows: Path, first: int, last: int, tokens: int, 
             seen[0] += inputs["input_ids"].numel() if mask is None else int(mask.sum())
             return super().training_step(model, inputs, *args, **kwargs)
 
-    packed = {"per_device_train_batch_size": 1, "packing": True, "optim": "adamw_torch_fused"}
+    # Unsloth has another default for accumulation.
+    packed = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "packing": True,
+              "optim": "adamw_torch_fused"}  # fmt: skip
     arguments = SFTConfig(
         output_dir=str(out.with_suffix("")), max_steps=last, max_length=tokens, dataset_text_field="text",
         learning_rate=2e-4, bf16=True, logging_steps=last, save_strategy="no", report_to="none", disable_tqdm=True,

@@ -132,7 +132,7 @@ def read_setup(job: JobSpec, shape: Shape, *, optim: str | None = None, element:
         adapted=adapted,
         trained=tuple(_trained(lora, shape, adapted) if lora else _whole(shape)),
         fused=shape.fusable and _is_covered(job),
-        fp8=job.hyperparameters.fp8,
+        fp8=job.hyperparameters.fp8 is True,
     )
 
 

@@ -52,7 +52,7 @@ class Hyperparameters(Strict):
     group_by_length: bool | Auto = True
     packing: bool | Literal["bfd", "wrapped"] | Auto = False
     kernels: Literal["auto", "plain", "fused"] = "auto"
-    fp8: bool = False
+    fp8: bool | Auto = False
     max_memory_gib: Annotated[float, Field(gt=0, le=10_000)] | Auto = "auto"
     loss: Literal["all", "completion", "assistant"] | Auto = "auto"
     early_stopping_patience: Annotated[int, Field(ge=0, le=1000)] | Auto = 0

@@ -46,7 +46,7 @@ def choose(
         shrink: steps down the out-of-memory ladder.
     """
     asked = job.hyperparameters.kernels
-    wide = (_no_fp8("training runs on the plain path"),) if job.hyperparameters.fp8 else ()
+    wide = (_no_fp8("training runs on the plain path"),) if job.hyperparameters.fp8 is True else ()
     if asked == "plain":
         return None, (_plain("it was asked for", asked), *wide)
     try:
@@ -101,7 +101,7 @@ def _fused(
     count = len(decoder_layers(base))
     least = _least(options, count, automatic=job.hyperparameters.gradient_checkpointing == "auto" and not shrink)
     path = Fused(model, least=least, room=_room(model, job, device, shrink))
-    wide = _compute_narrow(path, precision.compute, device) if job.hyperparameters.fp8 else ()
+    wide = _compute_narrow(path, precision.compute, device) if job.hyperparameters.fp8 is True else ()
     step = int(sum(lengths) / max(1, len(lengths)) * options.micro_batch * options.accumulation * LARGE_STEP)
     if path.room is not None and (job.method == "qlora" or path.narrow):
         # In 16 bit, or in 8 bit both ways round.
