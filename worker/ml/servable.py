@@ -3,16 +3,19 @@
 Read from `adapter_config.json` alone, as the engines do. Their rules, as of November 2026:
 
 - vLLM 0.27: `vllm/lora/peft_helper.py` (modules_to_save, DoRA, bias, rank), `vllm/config/lora.py` (the ranks that
-  `--max-lora-rank` takes), the LoRA column of `docs/models/supported_models.md`. It heeds rsLoRA.
+  `--max-lora-rank` takes), the LoRA column of `docs/models/supported_models.md`, `vllm/lora/utils.py` (linear layers,
+  and the `embedding_modules` of a model's class; `lora_model.py` refuses any other). It heeds rsLoRA.
 - SGLang: `python/sglang/srt/lora/lora_manager.py` (added tokens, DoRA), `lora.py` (it scales by alpha / r whatever the
   file says; it passes over modules_to_save and biases without a word; it stacks q, k and v, gate and up), `utils.py`
   (the modules that it knows; no regular expressions), `srt/models/` (the architectures).
 - llama.cpp: `convert_lora_to_gguf.py` (every tensor must be a LoRA factor; alpha is all it notes of the scaling, so
-  rsLoRA needs a scale of its own), `conversion/__init__.py` (the architectures).
+  rsLoRA needs a scale of its own), `conversion/__init__.py` (the architectures), `conversion/gpt2.py` (it transposes
+  the weights of Conv1D, and the factors of a LoRA with them, which stand the right way already).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +29,8 @@ _NOT_IN_VLLM = frozenset(
         "GPTNeoXForCausalLM", "HeliumForCausalLM", "MinistralForCausalLM", "StableLmForCausalLM",
     }
 )  # fmt: skip
+# Those whose class in vLLM declares `embedding_modules`, or inherits them; another takes a LoRA on linear layers only.
+_VLLM_EMBEDDINGS = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM"})
 _NOT_IN_LLAMA_CPP = frozenset(
     {"GPTJForCausalLM", "GPTNeoForCausalLM", "HeliumForCausalLM", "MinistralForCausalLM", "OPTForCausalLM"}
 )
@@ -59,6 +64,13 @@ class Adapter:
     def leaves(self) -> frozenset[str]:
         """The last parts of the names of the target modules; empty for a regular expression."""
         return frozenset() if isinstance(self.targets, str) else frozenset(name.split(".")[-1] for name in self.targets)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the input embedding carries a part of it."""
+        if isinstance(self.targets, str):
+            return re.fullmatch(self.targets, "model.embed_tokens") is not None
+        return "embed_tokens" in self.leaves
 
 
 def read_adapter(config: dict[str, Any], architecture: str, *, vocabulary_grown: bool, tied: bool) -> Adapter:
@@ -105,6 +117,8 @@ def _vllm_refusals(adapter: Adapter) -> list[str]:
     reasons = _of_all(adapter, "vLLM")
     if adapter.architecture in _NOT_IN_VLLM:
         reasons.append(f"vLLM takes no LoRA for {adapter.architecture}")
+    if adapter.embeds and adapter.architecture not in _VLLM_EMBEDDINGS:
+        reasons.append(f"vLLM is not known to take a LoRA on the embedding of {adapter.architecture} (embed_tokens)")
     if adapter.r > _VLLM_RANKS[-1]:
         reasons.append(f"vLLM takes ranks up to {_VLLM_RANKS[-1]}, and this one is {adapter.r}")
     return reasons
@@ -144,6 +158,8 @@ def _llama_cpp_refusals(adapter: Adapter) -> list[str]:
     reasons = _of_all(adapter, "llama.cpp")
     if adapter.architecture in _NOT_IN_LLAMA_CPP:
         reasons.append(f"llama.cpp does not convert {adapter.architecture}")
+    if adapter.architecture == "GPT2LMHeadModel":
+        reasons.append("llama.cpp turns the factors of GPT2LMHeadModel round with its Conv1D weights")
     if adapter.tied and "lm_head" in adapter.leaves:
         reasons.append("llama.cpp has no head of its own for a base that shares it with the embeddings (lm_head)")
     return reasons

@@ -96,7 +96,16 @@ def test_a_head_that_is_shared():
 
 def test_architectures_that_an_engine_does_not_know():
     assert _NOT_IN_VLLM | _NOT_IN_SGLANG | _NOT_IN_LLAMA_CPP <= ARCHITECTURES
-    assert takers(None, "GPT2LMHeadModel") == ["sglang", "llama.cpp"]
-    assert takers({"target_modules": ["c_attn"]}, "GPT2LMHeadModel") == ["llama.cpp"]
+    assert takers(None, "GPT2LMHeadModel") == ["sglang"]
+    # Its Conv1D weights are transposed for llama.cpp, and the factors with them.
+    assert takers({"target_modules": ["c_attn"]}, "GPT2LMHeadModel") == []
+    assert takers({"target_modules": ["c_attn"]}, "GPTBigCodeForCausalLM") == ["vllm", "llama.cpp"]
     assert takers(None, "OPTForCausalLM") == ["vllm", "sglang"]
     assert takers(None, "MinistralForCausalLM") == [] and takers(None, "NemotronForCausalLM") == ["vllm", "llama.cpp"]
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj", "embed_tokens"], ".*(q_proj|embed_tokens)"])
+def test_embeddings_are_served_where_the_engine_declares_them(targets: list[str] | str):
+    assert "vllm" in takers({"target_modules": targets})
+    assert "vllm" not in takers({"target_modules": targets}, "Qwen2ForCausalLM")
+    assert "vllm" in takers({"target_modules": ["q_proj", "v_proj"]}, "Qwen2ForCausalLM")
