@@ -373,9 +373,10 @@ def test_everything_may_be_auto(go: Go):
     names = list(Hyperparameters.model_fields)
     made = go(**dict.fromkeys(names, "auto"))
     chosen = made.notes("auto.resolved")[0].data
-    # What loss "auto" came to depends on the rows, and the kernels with their memory on the card: other events say it.
+    # What loss "auto" came to depends on the rows, and the kernels with their memory and fp8 on the card: other events
+    # say it.
     # The best weights go with early stopping.
-    elsewhere = {"loss", "load_best_model_at_end", "kernels", "max_memory_gib"}
+    elsewhere = {"loss", "load_best_model_at_end", "kernels", "fp8", "max_memory_gib"}
     assert set(chosen) == set(names) - elsewhere and made.notes("loss.chosen") and made.notes("kernels.plain")
     # Twelve rows are few: three epochs of one step each. The base's context is shorter than 1024.
     assert made.result["steps"] == 3 and chosen["max_length"] == 256
