@@ -27,7 +27,7 @@ from common.db.rows import IdempotencyRow, JobRow, LeaderRow, UsageRow
 from common.errors import InfraError
 from common.expiry import remove_expired
 from common.jobs import doorbell, lifecycle
-from common.jobs.line import waiting_status
+from common.jobs.line import waits
 from common.webhooks import outbox
 from worker.deliverer import Deliverer
 
@@ -161,12 +161,7 @@ def _waiting(session: Session) -> dict[str, int]:
     """Return how often each bell is to be rung: once per idle worker, as far as there is work for them."""
     rings: dict[str, int] = {}
     for which, status in ((doorbell.PREFLIGHT, "validating"), (doorbell.TRAIN, "queued")):
-        due = (
-            (JobRow.status == status)
-            & waiting_status()
-            & (JobRow.not_before <= db_now())
-            & JobRow.lease_expires_at.is_(None)
-        )
+        due = waits(status) & (JobRow.not_before <= db_now()) & JobRow.lease_expires_at.is_(None)
         if status == "queued":
             due &= JobRow.hold_until <= db_now()
         num_idle = max(1, workers.num_idle(session, which))

@@ -88,7 +88,9 @@ class JobRow(Base):
         Index("jobs_by_tenant_status", "tenant", "status", "id"),
         Index("jobs_by_tenant_model", "tenant", "model", "id"),
         # Partial: claiming and sweeping look at the live jobs only, so that a million ended ones cost nothing.
-        _partial("jobs_to_claim", "status", "priority", "created_at", where="status in ('validating', 'queued')"),
+        _partial("jobs_to_check", "priority", "created_at", where="status = 'validating'"),
+        # Each tenant's jobs of each priority lie in the order in which they are claimed.
+        _partial("jobs_to_claim", "tenant", "priority", "created_at", "id", where="status = 'queued'"),
         _partial("jobs_leased", "lease_expires_at", where="lease_expires_at is not null"),
         _partial("jobs_running", "tenant", where="status = 'running'"),
         _partial("jobs_exported", "source_job", where="source_job is not null"),

@@ -1,5 +1,8 @@
 """The order in which queued jobs are claimed, written once: `claim` takes the first of it, `standing` counts along it.
 
+The jobs of one tenant and priority stand in one line, which the index `jobs_to_claim` holds in its order: a claim looks
+at the head of each line only, however many jobs wait behind it.
+
 Priority comes first, then the tenant with the fewest running jobs, then the one whose jobs held workers for the fewest
 minutes of the past day (so that a single worker is shared too), then age. A tenant at one of its quotas stands outside.
 """
@@ -7,6 +10,7 @@ minutes of the past day (so that a single worker is shared too), then age. A ten
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -18,11 +22,13 @@ from sqlalchemy import (
     Table,
     and_,
     case,
+    cast,
     func,
     literal,
     literal_column,
     or_,
     select,
+    true,
 )
 from sqlalchemy.orm import Session
 
@@ -39,31 +45,57 @@ NOTHING: Mapping[str, int] = MappingProxyType({})
 jobs: Table = JobRow.__table__  # type: ignore[assignment]
 usage: Table = UsageRow.__table__  # type: ignore[assignment]
 quotas: Table = QuotaRow.__table__  # type: ignore[assignment]
+# No tenant and no priority are as low.
+_BEFORE_ALL = (("", jobs.c.tenant), (-1000, jobs.c.priority))
 
 
-def first(held_base: str | None) -> Select[Any]:
-    """Return the choice (id, tenant, max_running) of the job that a worker which holds `held_base` claims now.
+# Kept: to put it together takes as long as to run it.
+@lru_cache(maxsize=32)
+def lines(held_base: str | None) -> Select[Any]:
+    """Return the lines (tenant, priority, max_running) whose turn it is for a worker that holds `held_base`, in order.
 
-    Rows that another transaction holds are passed over.
+    `warmth` is that of a line's head: which of `firsts` finds it.
     """
-    of = _tenants()
+    line = _lines()
+    of = _tenants(line)
     has_place = or_(of.c.max_running.is_(None), of.c.running < of.c.max_running)
-    return (
-        select(jobs.c.id, jobs.c.tenant, of.c.max_running)
-        .join(of, of.c.tenant == jobs.c.tenant)
-        .where(_due(), _has_hours(of), has_place)
-        .order_by(jobs.c.priority.desc(), of.c.running, of.c.share, _warmth(held_base), jobs.c.created_at, jobs.c.id)
-        .limit(1)
-        .with_for_update(skip_locked=True, of=jobs)
+    heads = (found.correlate(line).scalar_subquery() for found in firsts(line.c.tenant, line.c.priority, held_base))
+    headed = (
+        select(line.c.tenant, line.c.priority, of.c.max_running, of.c.running, of.c.share)
+        .add_columns(func.coalesce(*heads).label("head"))
+        .join(of, of.c.tenant == line.c.tenant)
+        .where(_has_hours(of), has_place)
+        .cte("headed")
+        .prefix_with("MATERIALIZED")
     )
+    # Each looked up by its id: for a join, Postgres may read every job that ever was.
+    warmth, created_at = (
+        select(column).where(jobs.c.id == headed.c.head).scalar_subquery()
+        for column in (_warmth(held_base), jobs.c.created_at)
+    )
+    return (
+        select(headed.c.tenant, headed.c.priority, headed.c.max_running, warmth.label("warmth"))
+        .where(headed.c.head.is_not(None))
+        .order_by(headed.c.priority.desc(), headed.c.running, headed.c.share, warmth, created_at, headed.c.head)
+    )
+
+
+def firsts(
+    tenant: SQLColumnExpression[str] | str, priority: SQLColumnExpression[int] | int, held_base: str | None
+) -> list[Select[str]]:
+    """Return the queries for the first job of a line, by the values of `_warmth`: each where those before find none."""
+    own = (_due(), jobs.c.tenant == tenant, jobs.c.priority == priority)
+    by_warmth = (_long_waited(), jobs.c.base_id == (held_base or ""), true())
+    order = (jobs.c.created_at, jobs.c.id)
+    return [select(jobs.c.id).where(*own, warm).order_by(*order).limit(1) for warm in by_warmth]
 
 
 def positions() -> CTE:
     """Return every job that could be claimed now with its `position`: what would be claimed if no job ended meanwhile.
 
-    The k-th job of a tenant is claimed when k - 1 more of its jobs run: what `first` orders by is known beforehand.
+    The k-th job of a tenant is claimed when k - 1 more of its jobs run: what `lines` orders by is known beforehand.
     """
-    of = _tenants()
+    of = _tenants(_lines())
     own_order = (jobs.c.priority.desc(), _warmth(None), jobs.c.created_at, jobs.c.id)
     turn = of.c.running + func.row_number().over(partition_by=jobs.c.tenant, order_by=own_order)
     columns = (jobs.c.id, jobs.c.tenant, jobs.c.priority, jobs.c.created_at, _warmth(None).label("warmth"))
@@ -111,13 +143,13 @@ def turn(tenant: SQLColumnExpression[str], spent: Mapping[str, int]) -> ColumnEl
     return case(dict(spent), value=tenant, else_=0) if spent else literal(0)
 
 
-def waiting_status() -> ColumnElement[bool]:
-    """Return the condition of the partial index `jobs_to_claim`, in its words.
+def waits(status: str) -> ColumnElement[bool]:
+    """Return the condition of the partial index of `validating` or `queued` jobs, in its words.
 
     SQLite uses a partial index only where a query repeats its condition with literal values; without it the choice of
     a job reads the index of all jobs that ever were.
     """
-    return jobs.c.status.in_([literal_column("'validating'"), literal_column("'queued'")])
+    return jobs.c.status == literal_column(f"'{status}'")
 
 
 def num_running(tenant: ColumnElement[str] | str) -> ColumnElement[int]:
@@ -138,9 +170,27 @@ def held_s(tenant: ColumnElement[str] | str, since: ColumnElement[float]) -> Col
     return func.coalesce(ended.scalar_subquery(), 0.0) + func.coalesce(running.scalar_subquery(), 0.0)
 
 
-def _tenants() -> CTE:
+def _lines() -> CTE:
+    """Return each tenant and priority of which jobs are queued, in leaps through the index from one to the next."""
+    before_all = (cast(literal(value), column.type).label(column.name) for value, column in _BEFORE_ALL)
+    line = select(*before_all).cte("lines", recursive=True)
+    found = jobs.alias("found")
+    # Not by a comparison of pairs: SQLite would walk from the first job of the line that it is to leap over.
+    further = (
+        (jobs.c.tenant == line.c.tenant, jobs.c.priority > line.c.priority),
+        (jobs.c.tenant > line.c.tenant,),
+    )
+    nearest = (
+        select(jobs.c.id).where(waits("queued"), *beyond).order_by(jobs.c.tenant, jobs.c.priority).limit(1)
+        for beyond in further
+    )
+    leap = line.join(found, found.c.id == func.coalesce(*(each.correlate(line).scalar_subquery() for each in nearest)))
+    return line.union_all(select(found.c.tenant, found.c.priority).select_from(leap))
+
+
+def _tenants(line: CTE) -> CTE:
     """Return the tenants whose jobs are queued: what they run and used, and their quotas."""
-    waiting = select(jobs.c.tenant).where(jobs.c.status == "queued", waiting_status()).distinct().subquery("waiting")
+    waiting = select(line.c.tenant).where(line.c.tenant != "").distinct().subquery("waiting")
     own = waiting.c.tenant
     month_s = case((quotas.c.max_gpu_hours.is_not(None), held_s(own, db_month())))
     return (
@@ -161,9 +211,7 @@ def _tenants() -> CTE:
 
 
 def _due() -> ColumnElement[bool]:
-    return and_(
-        jobs.c.status == "queued", waiting_status(), jobs.c.not_before <= db_now(), jobs.c.hold_until <= db_now()
-    )
+    return and_(waits("queued"), jobs.c.not_before <= db_now(), jobs.c.hold_until <= db_now())
 
 
 def _has_hours(of: CTE) -> ColumnElement[bool]:
@@ -171,8 +219,11 @@ def _has_hours(of: CTE) -> ColumnElement[bool]:
 
 
 def _warmth(held_base: str | None) -> ColumnElement[int]:
-    long_waited = jobs.c.queued_at < db_now() - PREFER_HELD_BASE_S
-    return case((long_waited, 0), (jobs.c.base_id == (held_base or ""), 1), else_=2)
+    return case((_long_waited(), 0), (jobs.c.base_id == (held_base or ""), 1), else_=2)
+
+
+def _long_waited() -> ColumnElement[bool]:
+    return jobs.c.queued_at < db_now() - PREFER_HELD_BASE_S
 
 
 def _later(one: ColumnElement[float], other: ColumnElement[float]) -> ColumnElement[float]:

@@ -21,7 +21,7 @@ from common.jobs.lifecycle.guards import (
     take,
 )
 from common.jobs.lifecycle.terms import Claim, Event, Failure, Limits, backoff_s
-from common.jobs.line import NOTHING, turn, waiting_status
+from common.jobs.line import NOTHING, turn, waits
 
 
 def claim_preflight(
@@ -34,7 +34,7 @@ def claim_preflight(
     free = or_(jobs.c.lease_expires_at.is_(None), jobs.c.lease_expires_at < db_now())
     best = (
         select(jobs.c.id)
-        .where(jobs.c.status == "validating", waiting_status(), free, jobs.c.not_before <= db_now())
+        .where(waits("validating"), free, jobs.c.not_before <= db_now())
         .order_by(jobs.c.priority.desc(), turn(jobs.c.tenant, spent), jobs.c.created_at)
         .limit(1)
         .with_for_update(skip_locked=True)

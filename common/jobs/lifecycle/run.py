@@ -27,7 +27,7 @@ from common.jobs.lifecycle.guards import (
     take,
 )
 from common.jobs.lifecycle.terms import Claim, Event, Failure, Limits, MetricPoint, Published, backoff_s
-from common.jobs.line import first
+from common.jobs.line import firsts, lines
 
 SHRINK_MAX = 3
 
@@ -37,13 +37,24 @@ def claim(session: Session, worker_id: str, lease_s: float, held_base: str | Non
 
     Among jobs that have waited less than `PREFER_HELD_BASE_S`, one that wants `held_base` (a base id) comes first.
     """
-    full: list[str] = []
-    while (best := session.execute(first(held_base).where(jobs.c.tenant.not_in(full))).one_or_none()) is not None:
+    full: set[str] = set()
+    for line in session.execute(lines(held_base)).all():
+        job_id = None if line.tenant in full else _free(session, line, held_base)
+        if job_id is None:
+            continue
         # Another worker may be about to give this tenant its last place: whoever has the quota's row looks again.
-        if best.max_running is None or quotas.has_place(session, best.tenant):
+        if line.max_running is None or quotas.has_place(session, line.tenant):
             event = Event("job.claimed", "A worker took the job.", data={"worker": worker_id})
-            return take(session, best.id, "queued", _claimed(), worker_id, lease_s, event)
-        full.append(best.tenant)
+            return take(session, job_id, "queued", _claimed(), worker_id, lease_s, event)
+        full.add(line.tenant)
+    return None
+
+
+def _free(session: Session, line: Any, held_base: str | None) -> str | None:
+    """Lock the first job of a line that no other transaction holds, and return its id."""
+    for best in firsts(line.tenant, line.priority, held_base)[line.warmth :]:
+        if (job_id := session.scalar(best.with_for_update(skip_locked=True))) is not None:
+            return job_id
     return None
 
 
