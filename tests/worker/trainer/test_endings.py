@@ -192,7 +192,7 @@ def spoil(base: Path, name: str, value: float) -> None:
         (None, {"lora": {"target_modules": ["q_proj", "wq"]}}, "bad_target_modules", "nothing for these: 'wq'"),
         (None, {"lora": {"target_modules": ["lm_head"]}}, "bad_target_modules", "the output head 'lm_head'"),
         (None, {"lora": {"target_modules": "(unclosed"}}, "invalid_input", "is not a regular expression"),
-        (None, {"lora": {"target_modules": ["input_layernorm"]}}, "bad_target_modules", "not supported"),
+        (None, {"lora": {"target_modules": ["input_layernorm"]}}, "bad_target_modules", "neither a linear layer"),
     ],
 )
 def test_bad_input_says_what_to_do(go: Go, rows: list[Any] | None, options: dict[str, Any], code: str, words: str):
