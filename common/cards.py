@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.settings import visible_cards
@@ -23,12 +24,27 @@ def cards() -> list[str]:
     return listed
 
 
-def query(fields: str) -> list[str] | None:
-    """Return what nvidia-smi says of each card, a line each; None where there is no nvidia-smi or it fails."""
+def query_visible(fields: str) -> list[str]:
+    """Return what nvidia-smi says of each card that CUDA_VISIBLE_DEVICES leaves, in its order; [] where it fails."""
+    chosen = visible_cards()
+    # nvidia-smi does not heed CUDA_VISIBLE_DEVICES by itself.
+    return [] if chosen == [] else query(fields, chosen or ()) or []
+
+
+def free_bytes(device: str) -> int | None:
+    """Return the free memory of the card `cuda:N`, or None where the driver does not say."""
+    lines, index = query_visible("memory.free"), int(device.partition(":")[2] or 0)
+    # Parts of a card, and cards that share the machine's memory, have no number there.
+    return int(lines[index]) * 2**20 if index < len(lines) and lines[index].isdecimal() else None
+
+
+def query(fields: str, chosen: Sequence[str] = ()) -> list[str] | None:
+    """Return what nvidia-smi says of each card, or of those chosen, a line each; None where it is not or fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
     command = [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    command += ["--id", ",".join(chosen)] if chosen else []
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from worker.workplace import Device, free_bytes
+from common.cards import free_bytes
+from worker.workplace import Device
 
 EVERY_S = 30.0
 

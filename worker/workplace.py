@@ -7,16 +7,16 @@ import logging
 import os
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from common.cards import query_visible
 from common.errors import InfraError
 from common.jobs.lifecycle import Claim
-from common.settings import Settings, visible_cards
+from common.settings import Settings
 from worker import bases
 from worker.ml.cache import Cache, NoRoom
 
@@ -47,31 +47,8 @@ def find_device(wanted: str) -> Device:
 
 def _cards() -> list[tuple[str, int]]:
     """Return (name, memory in MiB) of each visible card, in the order that CUDA_VISIBLE_DEVICES leaves."""
-    return [
-        (name.strip(), int(memory))
-        for name, _, memory in (line.rpartition(",") for line in _asked("name,memory.total"))
-    ]
-
-
-def free_bytes(device: str) -> int | None:
-    """Return the free memory of the card `cuda:N`, or None where the driver does not say."""
-    lines, index = _asked("memory.free"), int(device.partition(":")[2] or 0)
-    # Parts of a card, and cards that share the machine's memory, have no number there.
-    return int(lines[index]) * 2**20 if index < len(lines) and lines[index].strip().isdecimal() else None
-
-
-def _asked(fields: str) -> list[str]:
-    """Return what nvidia-smi says of each visible card, in the order that CUDA_VISIBLE_DEVICES leaves."""
-    visible = visible_cards()
-    if visible == []:
-        return []
-    # nvidia-smi does not heed CUDA_VISIBLE_DEVICES by itself.
-    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    query += ["--id", ",".join(visible)] if visible else []
-    try:
-        return subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return []
+    lines = query_visible("name,memory.total")
+    return [(name.strip(), int(memory)) for name, _, memory in (line.rpartition(",") for line in lines)]
 
 
 class Workplace:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from common.cards import free_bytes
 from tests.gpu.running import give_back, run
 from tests.worker.trainer import tiny
 from worker.trainer import protocol
@@ -112,3 +113,11 @@ def drive(folder: Path, *, kill: bool) -> tuple[int, int]:
     child.stdin.close()
     child.stdout.close()
     return held, child.wait()
+
+
+def test_what_a_worker_says_is_free_is_what_torch_finds():
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    told = free_bytes("cuda:0")
+    assert told is not None and abs(told - free) < 2**30 and told < total

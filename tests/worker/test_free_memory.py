@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from common import workers
+from common.cards import free_bytes
 from tests.worker.conftest import Bench
-from worker import workplace
 from worker.free_memory import FreeMemory
 from worker.supervisor import Supervisor
 from worker.training import Training
-from worker.workplace import Device, Workplace, free_bytes
+from worker.workplace import Device, Workplace
 
 MIB, GIB = 2**20, 2**30
 CARD = Device("cuda:0", "a card", 80 * GIB)
@@ -41,7 +41,7 @@ def test_the_driver_is_asked(driver: Path, monkeypatch: pytest.MonkeyPatch):
     assert (driver.parent / "asked").read_text().splitlines()[-1].endswith("--id 3")
     driver.write_text("[N/A]\n")
     assert free_bytes("cuda:0") is None
-    monkeypatch.setattr(workplace.subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(OSError()))
+    (driver.parent / "bin" / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
     assert free_bytes("cuda:0") is None
 
 
