@@ -13,6 +13,7 @@ from tests.worker.trainer import eager, families, tiny
 from tests.worker.trainer.test_kernels import ATTENTION, lora, see_each_other, shifted
 from worker.ml.kernels import torch_ops
 from worker.ml.kernels.layer import Recompute
+from worker.ml.kernels.packed import Packed
 from worker.trainer import protocol
 
 pytestmark = pytest.mark.gpu
@@ -93,7 +94,9 @@ def test_weights_come_out_of_four_bits_as_bitsandbytes_has_them(nested: bool):
     if nested:
         factors = state.state2.absmax.float()
         outer = state.state2.code, factors, state.offset.float().expand(len(factors)).contiguous()
-    ours = triton_ops.dequantize(packed.reshape(-1), state.absmax, state.code, outer, (1024, 256), torch.bfloat16)
+    ours = triton_ops.dequantize(
+        Packed(packed.reshape(-1), state.absmax, state.code, outer, (1024, 256)), torch.bfloat16
+    )
     assert torch.equal(ours, dequantize_4bit(packed, state))
 
 
@@ -113,10 +116,8 @@ def test_weights_come_out_of_four_bits_in_eight(nested: bool, turned: bool):
         packed, scales = packed.reshape(-1)[: rows * 128], scales[: rows * 4]
         outer = outer[0], outer[1][: len(scales) // 256], outer[2][: len(scales) // 256]
     shape = (packed.numel() // 128, 256)
-    ours, theirs = (
-        ops.narrow_weights(packed.reshape(-1), scales, state.code, outer, shape, factor, turned=turned).float()
-        for ops in (triton_ops, torch_ops)
-    )
+    held = Packed(packed.reshape(-1), scales, state.code, outer, shape)
+    ours, theirs = (ops.narrow_weights(held, factor, turned=turned).float() for ops in (triton_ops, torch_ops))
     assert torch.equal(ours, theirs)
 
 
@@ -126,7 +127,7 @@ def test_products_in_eight_bit_are_those_of_torch(exact: bool):
 
     x = (torch.randn(517, 4096, device="cuda") * torch.rand(517, 1, device="cuda") * 50).to(torch.bfloat16)
     matrix = (torch.randn(6144, 4096, device="cuda") * 100).clamp(-448, 448).to(torch.float8_e4m3fn)
-    scale, bias = torch.tensor([2.0**-12], device="cuda"), torch.randn(6144, device="cuda", dtype=torch.bfloat16)
+    scale, bias = torch.full((1, 6144), 2.0**-12, device="cuda"), torch.randn(6144, device="cuda", dtype=torch.bfloat16)
     ours, theirs = (ops.narrow_product(x, matrix, scale, bias, exact=exact) for ops in (triton_ops, torch_ops))
     assert distance(ours, theirs) < 5e-3
 

@@ -14,6 +14,7 @@ from worker.ml.kernels import torch_ops
 from worker.ml.kernels.eight_bit import Narrow
 from worker.ml.kernels.layer import Recompute
 from worker.ml.kernels.operations import operations
+from worker.ml.kernels.packed import Packed
 from worker.ml.kernels.torch_eight_bit import narrow, narrow_matrix
 from worker.trainer import protocol
 
@@ -25,9 +26,10 @@ def weights(rows: int = 48, columns: int = 64) -> torch.Tensor:
 
 
 def narrowed(matrix: torch.Tensor) -> Narrow:
-    return Narrow(
-        operations(CPU), matrix.abs().amax(), lambda factor, turned: narrow_matrix(matrix, factor, turned=turned)
-    )
+    def make(factor: torch.Tensor, turned: bool) -> torch.Tensor:
+        return narrow_matrix(matrix, factor, turned=turned)
+
+    return Narrow(operations(CPU), matrix.abs().amax(), tuple(matrix.shape), make)
 
 
 def test_each_row_has_a_scale_of_its_own():
@@ -68,8 +70,9 @@ def test_what_is_kept_is_what_would_be_made():
 def test_four_bits_become_eight(turned: bool):
     packed = torch.arange(64 * 8, dtype=torch.uint8).view(-1)[: 16 * 64 // 2]
     code, scales = torch.linspace(-1, 1, 16), torch.rand(16, generator=torch.Generator().manual_seed(4)) + 0.5
-    whole = torch_ops.dequantize(packed, scales, code, None, (16, 64), torch.bfloat16)
-    made = torch_ops.narrow_weights(packed, scales, code, None, (16, 64), torch.tensor([2.0]), turned=turned)
+    held = Packed(packed, scales, code, None, (16, 64))
+    whole = torch_ops.dequantize(held, torch.bfloat16)
+    made = torch_ops.narrow_weights(held, torch.tensor([2.0]), turned=turned)
     wide = (made.T if turned else made).float() / 2
     assert made.is_contiguous() and ((wide - whole.float()).abs() <= whole.float().abs() / 16 + 2**-10).all()
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 
 from worker.ml.kernels.operations import Operations
-from worker.ml.kernels.torch_eight_bit import LARGEST
+from worker.ml.kernels.torch_eight_bit import LARGEST, LEAST
 
 # The first generation of cards that multiplies 8-bit floats (Ada; Hopper is 9.0).
 _GENERATION = (8, 9)
@@ -55,13 +55,21 @@ class Narrow:
 
     Args:
         largest: the largest absolute weight.
+        shape: the outputs and the inputs.
         make: returns the weights times a factor in 8 bit, transposed or not.
     """
 
-    def __init__(self, ops: Operations, largest: torch.Tensor, make: Callable[[torch.Tensor, bool], torch.Tensor]):
+    def __init__(
+        self,
+        ops: Operations,
+        largest: torch.Tensor,
+        shape: tuple[int, int],
+        make: Callable[[torch.Tensor, bool], torch.Tensor],
+    ):
         self._ops, self._make = ops, make
-        self._factor = torch.exp2(torch.floor(torch.log2(LARGEST / largest.float().clamp(min=1e-12)))).reshape(1)
-        self._scale = self._factor.reciprocal()
+        self._factor = torch.exp2(torch.floor(torch.log2(LARGEST / largest.float().clamp(min=LEAST)))).reshape(1)
+        # The card wants a scale for each column of a product, for each of which making them would be a launch more.
+        self._scales = [self._factor.reciprocal().expand(1, side).contiguous() for side in shape]
         self._kept: dict[bool, torch.Tensor] = {}
 
     def keep(self) -> None:
@@ -70,11 +78,11 @@ class Narrow:
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Return `x` times the transposed weights."""
-        return self._ops.narrow_product(x, self._matrix(turned=False), self._scale, bias, exact=False)
+        return self._ops.narrow_product(x, self._matrix(turned=False), self._scales[0], bias, exact=False)
 
     def product_back(self, grad: torch.Tensor) -> torch.Tensor:
         """Return `grad` times the weights."""
-        return self._ops.narrow_product(grad, self._matrix(turned=True), self._scale, None, exact=True)
+        return self._ops.narrow_product(grad, self._matrix(turned=True), self._scales[1], None, exact=True)
 
     def _matrix(self, *, turned: bool) -> torch.Tensor:
         return self._kept[turned] if self._kept else self._make(self._factor, turned)

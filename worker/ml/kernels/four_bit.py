@@ -10,10 +10,8 @@ from bitsandbytes.functional import QuantState, dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 
 from worker.ml.kernels.operations import operations
+from worker.ml.kernels.packed import BLOCK, OUTER, Packed
 from worker.ml.kernels.torch_eight_bit import narrow_matrix
-
-# Of bitsandbytes: weights to a scale; scales to an outer scale, where they are quantised themselves.
-_BLOCK, _OUTER = 64, 256
 
 
 class FourBit:
@@ -23,41 +21,38 @@ class FourBit:
         self._layers = layers
         self._states = [state_of(layer) for layer in layers]
         self._shape = sum(layer.out_features for layer in layers), layers[0].in_features
-        self._joined = all(map(_joinable, layers)) and len({state.nested for state in self._states}) == 1
-        if self._joined:
-            self._join()
+        joinable = all(map(_joinable, layers)) and len({state.nested for state in self._states}) == 1
+        self._packed = self._join() if joinable else None
 
     def dense(self) -> torch.Tensor:
         """Return the weights as one matrix [outputs, inputs]."""
-        first = self._states[0]
-        if self._joined:
-            ops = operations(self._packed.device)
-            return ops.dequantize(self._packed, self._scales, first.code, self._outer, self._shape, first.dtype)
+        if self._packed is not None:
+            return operations(self._packed.values.device).dequantize(self._packed, self._states[0].dtype)
         parts = [dequantize_4bit(layer.weight.data, state_of(layer)) for layer in self._layers]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def narrow(self, factor: torch.Tensor, *, turned: bool) -> torch.Tensor:
         """Return the weights times `factor` in 8 bit, `turned`: transposed."""
-        if not self._joined:
+        if self._packed is None:
             return narrow_matrix(self.dense(), factor, turned=turned)
-        ops, code = operations(self._packed.device), self._states[0].code
-        return ops.narrow_weights(self._packed, self._scales, code, self._outer, self._shape, factor, turned=turned)
+        return operations(self._packed.values.device).narrow_weights(self._packed, factor, turned=turned)
 
-    def _join(self) -> None:
-        self._packed = torch.cat([layer.weight.data.reshape(-1) for layer in self._layers])
-        self._scales = torch.cat([state.absmax.reshape(-1) for state in self._states])
+    def _join(self) -> Packed:
+        values = torch.cat([layer.weight.data.reshape(-1) for layer in self._layers])
+        scales = torch.cat([state.absmax.reshape(-1) for state in self._states])
         at = 0
         for layer, state in zip(self._layers, self._states, strict=True):
             size = layer.weight.data.numel()
-            layer.weight.data = self._packed[at : at + size].view(layer.weight.data.shape)
-            state.absmax = self._scales[at // (_BLOCK // 2) : (at + size) // (_BLOCK // 2)]
+            layer.weight.data = values[at : at + size].view(layer.weight.data.shape)
+            state.absmax = scales[at // (BLOCK // 2) : (at + size) // (BLOCK // 2)]
             at += size
-        self._outer: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
-        if self._states[0].nested:
+        first, outer = self._states[0], None
+        if first.nested:
             # One outer scale and one offset for each 256 scales, so that layers need not be told apart.
-            scales = torch.cat([state.state2.absmax.float() for state in self._states])
+            factors = torch.cat([state.state2.absmax.float() for state in self._states])
             offsets = torch.cat([state.offset.float().expand(len(state.state2.absmax)) for state in self._states])
-            self._outer = self._states[0].state2.code, scales, offsets
+            outer = first.state2.code, factors, offsets
+        return Packed(values, scales, first.code, outer, self._shape)
 
 
 def state_of(layer: Linear4bit) -> QuantState:
@@ -68,6 +63,6 @@ def state_of(layer: Linear4bit) -> QuantState:
 
 def _joinable(layer: Linear4bit) -> bool:
     state = state_of(layer)
-    whole = layer.weight.data.numel() * 2 % (_BLOCK * _OUTER) == 0
-    known = state.blocksize == _BLOCK and (not state.nested or state.state2.blocksize == _OUTER)
+    whole = layer.weight.data.numel() * 2 % (BLOCK * OUTER) == 0
+    known = state.blocksize == BLOCK and (not state.nested or state.state2.blocksize == OUTER)
     return layer.weight.is_cuda and whole and known and state.dtype in (torch.bfloat16, torch.float16)

@@ -75,7 +75,7 @@ class Group:
 
     def narrow(self, ops: Operations) -> None:
         """Multiply in 8-bit floats from now on."""
-        self._narrow = Narrow(ops, self._matrix().abs().amax(), self._narrow_matrix)
+        self._narrow = Narrow(ops, self._matrix().abs().amax(), self.shape, self._narrow_matrix)
 
     def keep(self) -> None:
         """Hold the weights as the products read them from now on, beside those that evaluation reads."""

@@ -8,34 +8,17 @@ from typing import Protocol, cast
 import torch
 
 from worker.ml.kernels import torch_ops
+from worker.ml.kernels.packed import Packed
 
 
 class Operations(Protocol):
     """The functions of `torch_ops` and `torch_eight_bit`, which document them."""
 
-    def dequantize(
-        self,
-        packed: torch.Tensor,
-        scales: torch.Tensor,
-        code: torch.Tensor,
-        outer: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
-        shape: tuple[int, int],
-        dtype: torch.dtype,
-    ) -> torch.Tensor: ...
+    def dequantize(self, packed: Packed, dtype: torch.dtype) -> torch.Tensor: ...
     def narrow_product(
         self, x: torch.Tensor, matrix: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, *, exact: bool
     ) -> torch.Tensor: ...
-    def narrow_weights(
-        self,
-        packed: torch.Tensor,
-        scales: torch.Tensor,
-        code: torch.Tensor,
-        outer: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
-        shape: tuple[int, int],
-        factor: torch.Tensor,
-        *,
-        turned: bool,
-    ) -> torch.Tensor: ...
+    def narrow_weights(self, packed: Packed, factor: torch.Tensor, *, turned: bool) -> torch.Tensor: ...
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]: ...
     def add_rms_norm(
         self, x: torch.Tensor, other: torch.Tensor, weight: torch.Tensor, eps: float

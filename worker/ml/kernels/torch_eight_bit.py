@@ -7,13 +7,14 @@ import torch
 EIGHT_BIT = torch.float8_e4m3fn
 # The largest finite number of that format.
 LARGEST = 448.0
-_LEAST = 1e-12
+# A row of zeros has a scale too.
+LEAST = 1e-12
 
 
 def narrow(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the rows of `x` in 8 bit, and the fp32 scale [rows, 1] that each is to be multiplied by."""
     wide = x.float()
-    scale = wide.abs().amax(-1, keepdim=True).clamp(min=_LEAST) / LARGEST
+    scale = wide.abs().amax(-1, keepdim=True).clamp(min=LEAST) / LARGEST
     return (wide / scale).to(EIGHT_BIT), scale
 
 
@@ -23,7 +24,7 @@ def narrow_product(
     """Return `x` [tokens, k] times the transpose of the 8-bit `matrix` [n, k], plus `bias`, in the dtype of `x`.
 
     Args:
-        scale: what `matrix` is to be multiplied by, one number in fp32.
+        scale: what each row of `matrix` is to be multiplied by, [1, n] in fp32.
         exact: add up in fp32. Otherwise a card may use its tensor cores' own, narrower sums, which are faster.
     """
     rows, scales = narrow(x)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from worker.ml.kernels.packed import Packed
 from worker.ml.kernels.torch_eight_bit import narrow_matrix
 from worker.ml.kernels.torch_eight_bit import narrow_product as narrow_product
 
@@ -45,40 +46,20 @@ def rms_norm_grad(
     return (inner * scale[:, None] + residual.float()).to(x.dtype)
 
 
-def dequantize(
-    packed: torch.Tensor,
-    scales: torch.Tensor,
-    code: torch.Tensor,
-    outer: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
-    shape: tuple[int, int],
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """Return the weights of `shape` that `packed` holds two to a byte, each an index into `code`, in `dtype`.
-
-    Args:
-        scales: of each 64 weights; or an index into the first of `outer`, to be multiplied by the second of `outer`
-            and added to its third, of each 256 scales.
-    """
-    if outer is not None:
-        table, factors, offsets = outer
+def dequantize(packed: Packed, dtype: torch.dtype) -> torch.Tensor:
+    """Return the weights of `packed` in `dtype`."""
+    scales = packed.scales
+    if packed.outer is not None:
+        table, factors, offsets = packed.outer
         inner = table[scales.int()].view(len(factors), -1)
         scales = (inner * factors[:, None] + offsets[:, None]).flatten()
-    halves = torch.stack([packed >> 4, packed & 15], -1).view(len(scales), -1)
-    return (code[halves.int()] * scales[:, None]).to(dtype).view(shape)
+    halves = torch.stack([packed.values >> 4, packed.values & 15], -1).view(len(scales), -1)
+    return (packed.code[halves.int()] * scales[:, None]).to(dtype).view(packed.shape)
 
 
-def narrow_weights(
-    packed: torch.Tensor,
-    scales: torch.Tensor,
-    code: torch.Tensor,
-    outer: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
-    shape: tuple[int, int],
-    factor: torch.Tensor,
-    *,
-    turned: bool,
-) -> torch.Tensor:
-    """Return 4-bit weights, as `dequantize` takes them, times `factor` in 8 bit; `turned`: transposed."""
-    return narrow_matrix(dequantize(packed, scales, code, outer, shape, torch.bfloat16), factor, turned=turned)
+def narrow_weights(packed: Packed, factor: torch.Tensor, *, turned: bool) -> torch.Tensor:
+    """Return the weights of `packed` times `factor` in 8 bit; `turned`: transposed."""
+    return narrow_matrix(dequantize(packed, torch.bfloat16), factor, turned=turned)
 
 
 def rotate(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:

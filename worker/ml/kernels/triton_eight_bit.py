@@ -11,18 +11,17 @@ import triton
 import triton.language as tl
 
 from worker.ml.kernels import torch_ops
-from worker.ml.kernels.torch_eight_bit import EIGHT_BIT, LARGEST
-
-_BLOCK, _OUTER = 64, 256
+from worker.ml.kernels.packed import BLOCK, OUTER
+from worker.ml.kernels.torch_eight_bit import EIGHT_BIT, LARGEST, LEAST
 
 
 @triton.jit
-def _narrow(x, out, scales, size, stride, LARGEST: tl.constexpr, BLOCK: tl.constexpr):
+def _narrow(x, out, scales, size, stride, LARGEST: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < size
     value = tl.load(x + row * stride + at, inside, 0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(value), 0), 1e-12) / LARGEST
+    scale = tl.maximum(tl.max(tl.abs(value), 0), LEAST) / LARGEST
     tl.store(scales + row, scale)
     tl.store(out + row * size + at, (value / scale).to(tl.float8e4nv), inside)
 
@@ -31,20 +30,20 @@ def narrow(x):
     rows, size = x.shape
     out, scales = x.new_empty(rows, size, dtype=EIGHT_BIT), x.new_empty(rows, 1, dtype=torch.float32)
     block = triton.next_power_of_2(size)
-    _narrow[(rows,)](x, out, scales, size, x.stride(0), LARGEST, block, num_warps=8 if block <= 8192 else 16)
+    warps = 8 if block <= 8192 else 16
+    _narrow[(rows,)](x, out, scales, size, x.stride(0), LARGEST, LEAST, block, num_warps=warps)
     return out, scales
 
 
 def narrow_product(x, matrix, scale, bias, *, exact):
     rows, scales = narrow(x)
     return torch._scaled_mm(
-        rows, matrix.T, scales, scale.expand(len(matrix)).contiguous()[None], bias=bias, out_dtype=x.dtype,
-        use_fast_accum=not exact,
+        rows, matrix.T, scales, scale, bias=bias, out_dtype=x.dtype, use_fast_accum=not exact
     )  # fmt: skip
 
 
 @triton.jit
-def _scale_of(block, scales, table, factors, offsets, inside, NESTED: tl.constexpr, OUTER: tl.constexpr):
+def scale_of(block, scales, table, factors, offsets, inside, NESTED: tl.constexpr, OUTER: tl.constexpr):
     scale = tl.load(scales + block, inside, 0)
     if NESTED:
         inner = tl.load(table + scale.to(tl.int32), inside, 0.0)
@@ -68,7 +67,7 @@ def _narrow_weights(
 ):  # fmt: skip
     block = (tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)).to(tl.int64)
     inside = block < blocks
-    scale = _scale_of(block, scales, table, factors, offsets, inside, NESTED, OUTER)[:, None]
+    scale = scale_of(block, scales, table, factors, offsets, inside, NESTED, OUTER)[:, None]
     both = tl.load(packed + block[:, None] * HALF + tl.arange(0, HALF)[None, :], inside[:, None], 0).to(tl.int32)
     first, second = _unpacked(both, code, scale, factor)
     place = block[:, None] * 2 * HALF + tl.arange(0, 2 * HALF)[None, :]
@@ -84,7 +83,7 @@ def _narrow_turned(
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     inside = row < outputs
     block = row * blocks_in_row + tl.program_id(1)
-    scale = _scale_of(block, scales, table, factors, offsets, inside, NESTED, OUTER)[:, None]
+    scale = scale_of(block, scales, table, factors, offsets, inside, NESTED, OUTER)[:, None]
     half = tl.arange(0, HALF)
     both = tl.load(packed + block[:, None] * HALF + half[None, :], inside[:, None], 0).to(tl.int32)
     first, second = _unpacked(both, code, scale, factor)
@@ -93,19 +92,18 @@ def _narrow_turned(
     tl.store(place + outputs, tl.trans(second.to(tl.float8e4nv)), inside[None, :])
 
 
-def narrow_weights(packed, scales, code, outer, shape, factor, *, turned):
-    outputs, inputs = shape
-    if inputs % _BLOCK:
-        return torch_ops.narrow_weights(packed, scales, code, outer, shape, factor, turned=turned)
-    out = torch.empty((inputs, outputs) if turned else shape, dtype=EIGHT_BIT, device=packed.device)
-    held = packed, scales, code, *(outer or (code, code, code)), factor, out
-    nested, blocks_in_row = outer is not None, inputs // _BLOCK
+def narrow_weights(packed, factor, *, turned):
+    outputs, inputs = packed.shape
+    if inputs % BLOCK:
+        return torch_ops.narrow_weights(packed, factor, turned=turned)
+    out = torch.empty((inputs, outputs) if turned else packed.shape, dtype=EIGHT_BIT, device=packed.values.device)
+    outer = packed.outer or (packed.code, packed.code, packed.code)
+    held = packed.values, packed.scales, packed.code, *outer, factor, out
+    nested, blocks_in_row, count = packed.outer is not None, inputs // BLOCK, len(packed.scales)
     if turned:
         _narrow_turned[(triton.cdiv(outputs, 128), blocks_in_row)](
-            *held, outputs, blocks_in_row, nested, _OUTER, _BLOCK // 2, 128, num_warps=4
+            *held, outputs, blocks_in_row, nested, OUTER, BLOCK // 2, 128, num_warps=4
         )
     else:
-        _narrow_weights[(triton.cdiv(len(scales), 64),)](
-            *held, len(scales), nested, _OUTER, _BLOCK // 2, 64, num_warps=4
-        )
+        _narrow_weights[(triton.cdiv(count, 64),)](*held, count, nested, OUTER, BLOCK // 2, 64, num_warps=4)
     return out

@@ -11,11 +11,13 @@ import torch
 import triton
 import triton.language as tl
 
+from worker.ml.kernels.packed import BLOCK, OUTER
 from worker.ml.kernels.triton_dropout import add_up as add_up
 from worker.ml.kernels.triton_dropout import down as down
 from worker.ml.kernels.triton_dropout import down_grad as down_grad
 from worker.ml.kernels.triton_eight_bit import narrow_product as narrow_product
 from worker.ml.kernels.triton_eight_bit import narrow_weights as narrow_weights
+from worker.ml.kernels.triton_eight_bit import scale_of
 from worker.ml.kernels.triton_heads import norm_rotate as norm_rotate
 from worker.ml.kernels.triton_heads import norm_rotate_back as norm_rotate_back
 from worker.ml.kernels.triton_heads import rotate as rotate
@@ -98,10 +100,7 @@ def _dequantize(
 ):  # fmt: skip
     block = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)
     inside = block < blocks
-    scale = tl.load(scales + block, inside, 0)
-    if NESTED:
-        inner = tl.load(table + scale.to(tl.int32), inside, 0.0)
-        scale = inner * tl.load(factors + block // OUTER, inside, 0.0) + tl.load(offsets + block // OUTER, inside, 0.0)
+    scale = scale_of(block, scales, table, factors, offsets, inside, NESTED, OUTER)
     at = block.to(tl.int64)[:, None] * HALF + tl.arange(0, HALF)[None, :]
     both = tl.load(packed + at, inside[:, None], 0).to(tl.int32)
     first = (tl.load(code + (both >> 4)) * scale[:, None]).to(out.dtype.element_ty)
@@ -111,12 +110,12 @@ def _dequantize(
     tl.store(out.to(tl.pointer_type(tl.uint32)) + at, word, inside[:, None])
 
 
-def dequantize(packed, scales, code, outer, shape, dtype):
-    out = torch.empty(shape, dtype=dtype, device=packed.device)
-    table, factors, offsets = outer or (code, code, code)
-    _dequantize[(triton.cdiv(len(scales), 64),)](
-        packed, scales, code, table, factors, offsets, out, len(scales),
-        outer is not None, 32, 256, 64, num_warps=4,
+def dequantize(packed, dtype):
+    out = torch.empty(packed.shape, dtype=dtype, device=packed.values.device)
+    table, factors, offsets = packed.outer or (packed.code, packed.code, packed.code)
+    _dequantize[(triton.cdiv(len(packed.scales), 64),)](
+        packed.values, packed.scales, packed.code, table, factors, offsets, out, len(packed.scales),
+        packed.outer is not None, BLOCK // 2, OUTER, 64, num_warps=4,
     )  # fmt: skip
     return out
 
