@@ -26,9 +26,15 @@ def write_run(folder: Path, base: Path, job: dict[str, Any], num_rows: int, **le
     """Lay out the folder of a run in `folder`; `lengths` are those of `shapes.chat_rows`."""
     (folder / "dataset").mkdir(parents=True)
     shapes.write_rows(folder / "dataset" / "train.jsonl", num_rows, **lengths)
+    write_spec(folder, base, job)
+
+
+def write_spec(folder: Path, base: Path, job: dict[str, Any]) -> None:
+    """Lay out the spec of a run in `folder`, whose datasets are there already."""
     frozen = JobSpec.model_validate({"model": base.name, "dataset": "dataset:ds_0"} | job).model_dump(mode="json")
+    held_out = "dataset/validation.jsonl" if "validation_dataset" in job else None
     TrainSpec("job_benchmark", 1, frozen, BaseRef(str(base.resolve()), f"benchmark/{base.name}"),
-              "dataset/train.jsonl", "0" * 64).write(folder)  # fmt: skip
+              "dataset/train.jsonl", "0" * 64, validation_file=held_out).write(folder)  # fmt: skip
 
 
 def drive(folder: Path) -> tuple[int, list[Message]]:

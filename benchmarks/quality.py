@@ -14,13 +14,13 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from benchmarks.child import drive
-from common.embedded.base_model import BASE_NAME, ensure_base
-from common.schemas.jobs import JobSpec
+from benchmarks.child import drive, write_spec
+from common.embedded.base_model import ensure_base
 from worker.trainer import protocol
-from worker.trainer.protocol import BaseRef, Metrics, TrainSpec
+from worker.trainer.protocol import Metrics
 
 _ROWS = Path("examples/support-bot.jsonl")
 _JOB = {"kernels": "fused", "max_length": 128, "learning_rate": 5e-4, "logging_steps": 1, "eval_steps": 10_000}
@@ -34,23 +34,19 @@ def measure(base: Path, folder: Path, steps: int, seed: int, *, fp8: bool) -> di
     (folder / "dataset" / "train.jsonl").write_text("".join(line for at, line in enumerate(lines) if at % 8))
     (folder / "dataset" / "validation.jsonl").write_text("".join(lines[::8]))
     job = {
-        "model": BASE_NAME,
-        "dataset": "dataset:ds_0",
         "validation_dataset": "dataset:ds_1",
         "seed": seed,
         "lora": {"target_modules": "all-linear"},
         "hyperparameters": _JOB | {"max_steps": steps, "fp8": fp8},
     }
-    frozen = JobSpec.model_validate(job).model_dump(mode="json")
-    TrainSpec("job_benchmark", 1, frozen, BaseRef(str(base.resolve()), f"benchmark/{BASE_NAME}"), "dataset/train.jsonl",
-              "0" * 64, validation_file="dataset/validation.jsonl").write(folder)  # fmt: skip
+    write_spec(folder, base, job)
     code, said = drive(folder)
     if code != protocol.DONE:
         raise RuntimeError(f"the run ended with exit code {code}: {said[-1]}")
     seen = [message for message in said if isinstance(message, Metrics)]
     losses = [message.values["loss"] for message in seen if message.kind == "train"]
     held_out = [message.values["loss"] for message in seen if message.kind == "eval"]
-    return {"seed": seed, "fp8": fp8, "first": losses[0], "last": sum(losses[-5:]) / 5, "held_out": held_out[-1]}
+    return {"seed": seed, "fp8": fp8, "first": losses[0], "last": mean(losses[-5:]), "held_out": held_out[-1]}
 
 
 def main() -> int:

@@ -23,12 +23,10 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from benchmarks import shapes
+from benchmarks.arm import run_with
 from benchmarks.child import write_run
-from benchmarks.train import ARMS
-from worker.trainer import protocol, train
-from worker.trainer.__main__ import attempt
-from worker.trainer.holding import Holder
-from worker.trainer.lifeline import Wishes
+from benchmarks.train import ARMS, ROWS_A_STEP, body_of
+from worker.trainer import protocol
 from worker.trainer.protocol import Message
 from worker.trainer.run import Run
 
@@ -125,13 +123,9 @@ def main() -> int:
     if ARMS[chosen.arm].get("method") != "lora":
         base = shapes.build_nf4(chosen.folder / f"{chosen.shape}-nf4", base)
     last = chosen.first + chosen.steps
-    # The tokens of a step are known once it was logged.
-    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "max_length": 1024,
-                "max_steps": last, "save_steps": 10_000, "logging_steps": chosen.first}  # fmt: skip
-    asked = ARMS[chosen.arm] | {"hyperparameters": settings | ARMS[chosen.arm]["hyperparameters"]}
     with tempfile.TemporaryDirectory() as temporary:
         folder, path = Path(temporary) / "run", Path(temporary) / "trace.json"
-        write_run(folder, base, asked, 16 * last)
+        write_run(folder, base, body_of(chosen.arm, chosen.first, last), ROWS_A_STEP * last)
         tokens = run_traced(folder, chosen.first, last, path)
         found = summarize(json.loads(path.read_text())["traceEvents"], chosen.steps)
         if chosen.trace:
@@ -145,17 +139,13 @@ def main() -> int:
 
 def run_traced(folder: Path, first: int, last: int, path: Path) -> int:
     """Run the job in `folder`, write the trace of its steps after `first` to `path`, return the tokens of a step."""
-    build, tracers = train.build_trainer, list[Tracer]()
+    tracers, said = list[Tracer](), list[Message]()
 
-    def build_and_trace(run: Run) -> Any:
-        trainer = build(run)
+    def trace(run: Run) -> Tracer:
         tracers.append(Tracer(first, last, path, lambda: run.counters.tokens))
-        trainer.add_callback(tracers[0])
-        return trainer
+        return tracers[-1]
 
-    train.build_trainer = build_and_trace
-    said: list[Message] = []
-    code = attempt(folder, said.append, Wishes(), Holder())
+    code = run_with(folder, said.append, trace)
     if code != protocol.DONE:
         raise RuntimeError(f"the run ended with exit code {code}: {said[-1]}")
     return tracers[0].tokens_per_step

@@ -31,12 +31,13 @@ def main(which: str, base: str, rows: Path, first: int, last: int, tokens: int, 
         tokenizer.apply_chat_template(json.loads(line)["messages"], tokenize=False)
         for line in rows.read_text().splitlines()
     ]
-    seen = [0]
+    seen: list[Any] = [0]
 
     class Counted(SFTTrainer):
         def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             mask = inputs.get("attention_mask")
-            seen[0] += inputs["input_ids"].numel() if mask is None else int(mask.sum())
+            # A sum stays on the card until a mark is taken: to read it in each pass would make the host wait.
+            seen[0] = seen[0] + (inputs["input_ids"].numel() if mask is None else mask.sum())
             return super().training_step(model, inputs, *args, **kwargs)
 
     # Unsloth has another default for accumulation.
@@ -47,7 +48,7 @@ def main(which: str, base: str, rows: Path, first: int, last: int, tokens: int, 
         learning_rate=2e-4, bf16=True, logging_steps=last, save_strategy="no", report_to="none", disable_tqdm=True,
         seed=42, **packed | settings,
     )  # fmt: skip
-    watch = Stopwatch(first, last, lambda: seen[0])
+    watch = Stopwatch(first, last, lambda: int(seen[0]))
     trainer = Counted(model=model, args=arguments, train_dataset=Dataset.from_dict({"text": texts}),
                       processing_class=tokenizer, callbacks=[watch])  # fmt: skip
     trainer.train()

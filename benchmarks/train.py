@@ -26,7 +26,7 @@ from benchmarks import shapes
 from benchmarks.child import write_run
 
 _GIB = 2**30
-_ROWS_A_STEP = 16
+ROWS_A_STEP = 16
 _EVERYWHERE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 _CLASSIC = {"kernels": "plain", "optim": "paged_adamw_8bit", "gradient_checkpointing": True, "group_by_length": True}
 _FAST = {"kernels": "auto", "optim": "auto", "gradient_checkpointing": "auto", "group_by_length": False}
@@ -57,21 +57,29 @@ TABLES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
 }  # fmt: skip
 
 
+def body_of(arm: str, first: int, last: int) -> dict[str, Any]:
+    """Return what an arm asks for, but for model and data. It is measured from `first` to `last`, its last step.
+
+    The tokens of a step are known once it was logged, so both are.
+    """
+    body = ARMS.get(arm, {})
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "max_length": 1024,
+                "max_steps": last, "save_steps": 10_000, "logging_steps": first}  # fmt: skip
+    return body | {"hyperparameters": settings | body.get("hyperparameters", {})}
+
+
 def measure(arm: str, table: str, chosen: argparse.Namespace, base: Path, tokens: int) -> dict[str, Any]:
     """Run one arm in a process of its own and return what it measured, or why it did not."""
     rows, extra, _ = TABLES[table]
     folder = (chosen.folder / f"run-{time.time_ns()}").resolve()
     first, last = chosen.warm_up, chosen.warm_up + chosen.timed
-    body = ARMS.get(arm, {})
-    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "max_length": 1024,
-                "max_steps": last, "save_steps": 10_000, "logging_steps": chosen.warm_up}  # fmt: skip
-    asked = extra | body | {"hyperparameters": settings | body.get("hyperparameters", {})}
-    write_run(folder, base if asked.get("method") != "lora" else _whole(base), asked, _ROWS_A_STEP * last, **rows)
+    asked = extra | body_of(arm, first, last)
+    write_run(folder, base if asked.get("method") != "lora" else _whole(base), asked, ROWS_A_STEP * last, **rows)
     out = folder / "measured.json"
     if arm in STOCK:
         width = STOCK[arm] or tokens
         data = folder / "dataset" / "train.jsonl"
-        shapes.write_rows(data, _ROWS_A_STEP * last * -(-width // tokens) + 64, **rows)
+        shapes.write_rows(data, ROWS_A_STEP * last * -(-width // tokens) + 64, **rows)
         command = ["benchmarks.stock", arm.split(",")[0], str(_whole(base).resolve()), str(data), str(first), str(last),
                    str(width), str(out)]  # fmt: skip
     else:
@@ -157,7 +165,7 @@ def main() -> int:
     lines: list[dict[str, Any]] = []
     base = chosen.folder / (f"{chosen.shape}-nf4" if cuda else chosen.shape)
     for table in chosen.table or ["main"]:
-        tokens = shapes.mean_tokens(chosen.folder / chosen.shape, _ROWS_A_STEP, 1024, **TABLES[table][0])
+        tokens = shapes.mean_tokens(chosen.folder / chosen.shape, ROWS_A_STEP, 1024, **TABLES[table][0])
         for arm in TABLES[table][2]:
             if (chosen.arm and arm not in chosen.arm) or time.monotonic() - begun > chosen.budget - 30:
                 continue
