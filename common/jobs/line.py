@@ -85,9 +85,8 @@ def firsts(
 ) -> list[Select[str]]:
     """Return the queries for the first job of a line, by the values of `_warmth`: each where those before find none."""
     own = (_due(), jobs.c.tenant == tenant, jobs.c.priority == priority)
-    by_warmth = (_long_waited(), jobs.c.base_id == (held_base or ""), true())
     order = (jobs.c.created_at, jobs.c.id)
-    return [select(jobs.c.id).where(*own, warm).order_by(*order).limit(1) for warm in by_warmth]
+    return [select(jobs.c.id).where(*own, warm).order_by(*order).limit(1) for warm in (*_warm(held_base), true())]
 
 
 def positions() -> CTE:
@@ -219,7 +218,14 @@ def _has_hours(of: CTE) -> ColumnElement[bool]:
 
 
 def _warmth(held_base: str | None) -> ColumnElement[int]:
-    return case((_long_waited(), 0), (jobs.c.base_id == (held_base or ""), 1), else_=2)
+    """Return which of the conditions of `_warm` a job meets first, as its number, or how many they are."""
+    conditions = _warm(held_base)
+    return case(*((condition, number) for number, condition in enumerate(conditions)), else_=len(conditions))
+
+
+def _warm(held_base: str | None) -> tuple[ColumnElement[bool], ...]:
+    """Return what puts a job before others of its line, the strongest first."""
+    return _long_waited(), jobs.c.base_id == (held_base or "")
 
 
 def _long_waited() -> ColumnElement[bool]:
