@@ -159,3 +159,9 @@ class LeaseLost(TuneryError):
     """The attempt's lease ended or another attempt owns the job: nothing may be written any more."""
 
     code = "lease_lost"
+
+
+def no_job(message: str = "there is no such job") -> NotFound:
+    """Return the error for a job that the tenant has not."""
+    hint = "`tunery ls` (GET /jobs) lists the jobs of your key's tenant."
+    return NotFound(message, param="id", hint=hint)

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from common.clock import moment
 from common.db.rows import ArtifactRow, CheckpointRow, EventRow, JobRow, MetricRow
-from common.errors import NotFound
+from common.errors import no_job
 from common.jobs import states
 from common.jobs.selection import EVERY, Selection
 from common.schemas.jobs import (
@@ -43,9 +43,7 @@ def row(session: Session, tenant: str, job_id: str) -> JobRow:
     """
     found = session.scalar(select(JobRow).where(JobRow.tenant == tenant, JobRow.id == job_id))
     if found is None:
-        raise NotFound(
-            "there is no such job", param="id", hint="`tunery ls` (GET /jobs) lists the jobs of your key's tenant."
-        )
+        raise no_job()
     return found
 
 

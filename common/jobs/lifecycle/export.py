@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from common.db.engine import db_now
 from common.db.rows import ArtifactRow
-from common.errors import InvalidInput, NotFound, WrongState
+from common.errors import InvalidInput, WrongState, no_job
 from common.jobs import doorbell, quotas, states
 from common.jobs.lifecycle.guards import add, held, jobs
 from common.jobs.lifecycle.terms import Event
@@ -63,9 +63,7 @@ def _source(session: Session, job_id: str, own: ColumnElement[bool]) -> dict[str
     columns = (jobs.c.status, jobs.c.spec, jobs.c.source_job, *(jobs.c[name] for name in _PINNED))
     row = session.execute(select(*columns).where(own)).mappings().one_or_none()
     if row is None:
-        raise NotFound(
-            f"there is no job {job_id}", param="id", hint="`tunery ls` (GET /jobs) lists the jobs of your key's tenant."
-        )
+        raise no_job(f"there is no job {job_id}")
     if row["source_job"] is not None:
         raise WrongState(
             "this job is an export itself",

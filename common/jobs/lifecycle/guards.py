@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from common.db.engine import clock, db_now
 from common.db.rows import EventRow, JobRow, LabelRow, UsageRow
-from common.errors import LeaseLost, NotFound, WrongState
+from common.errors import LeaseLost, WrongState, no_job
 from common.ids import new_id
 from common.jobs import states
 from common.jobs.lifecycle.terms import Claim, Event, Failure
@@ -249,9 +249,7 @@ def refuse_unless(session: Session, own: ColumnElement[bool], allowed: Sequence[
     """Raise WrongState unless the job's status is one of `allowed`, in which `verb` has nothing left to do."""
     status = session.scalar(select(jobs.c.status).where(own))
     if status is None:
-        raise NotFound(
-            "there is no such job", param="id", hint="`tunery ls` (GET /jobs) lists the jobs of your key's tenant."
-        )
+        raise no_job()
     if status not in allowed:
         ended = {"succeeded": "has succeeded", "failed": "has failed"}
         raise WrongState(
