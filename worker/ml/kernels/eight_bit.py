@@ -3,7 +3,8 @@
 Cards from 2022 on multiply e4m3 numbers twice as fast as 16-bit ones. Weights get one scale for the whole matrix, a
 power of two, so that the product and its gradient see the same weights; activations and gradients get one for each
 token (Micikevicius et al., "FP8 Formats for Deep Learning", 2022, for the format; NVIDIA's Transformer Engine for exact
-sums in the backward pass only). A product's error is some 4 % of its size, about that of 4-bit weights.
+sums in the backward pass only). A product's error is some 4 % of its size, that of
+NF4 weights some 9 % (random normal numbers).
 """
 
 from __future__ import annotations
