@@ -122,6 +122,9 @@ class Doorbell:
                     break
                 which, times = self._wanted.popitem()
             self._send(app, which, times)
+        # Celery 5.7 only forgets its pools: the connections in them would stay open.
+        app.amqp.producer_pool.force_close_all()
+        app.pool.force_close_all()
         app.close()
 
     @staticmethod

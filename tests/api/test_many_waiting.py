@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import threading
 import time
@@ -81,7 +82,16 @@ class Installed:
 
 
 @pytest.fixture
-def installed(settings: Settings, postgres_url: str, tmp_path: Path) -> Iterator[Installed]:
+def descriptors() -> Iterator[None]:
+    """Let this process and its children open as many files as they may: each connection is one at either end."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.fixture
+def installed(descriptors: None, settings: Settings, postgres_url: str, tmp_path: Path) -> Iterator[Installed]:
     made = settings.model_copy(update={"database_url": postgres_url, "port": free_ports(1)[0]})
     parts = contexts.build(made)
     with parts.write() as session:
