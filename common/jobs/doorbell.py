@@ -12,6 +12,7 @@ from typing import Any
 
 from celery import Celery
 from kombu import Connection
+from kombu.pools import ProducerPool
 from sqlalchemy.orm import Session
 
 from common.settings import Settings
@@ -115,22 +116,26 @@ class Doorbell:
 
     def _run(self) -> None:
         app = celery_app(self._settings)
+        # A pool of its own: Celery 5.7 shares one with every app of the process, and only forgets it when it is closed.
+        connections = app.connection_for_write().Pool(limit=1)
+        producers = ProducerPool(connections, limit=1)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._wanted or self._closing)
                 if not self._wanted:
                     break
                 which, times = self._wanted.popitem()
-            self._send(app, which, times)
-        # Celery 5.7 only forgets its pools: the connections in them would stay open.
-        app.amqp.producer_pool.force_close_all()
-        app.pool.force_close_all()
+            self._send(app, producers, which, times)
+        producers.force_close_all()
+        connections.force_close_all()
         app.close()
 
     @staticmethod
-    def _send(app: Any, which: str, times: int) -> None:
+    def _send(app: Celery, producers: ProducerPool, which: str, times: int) -> None:
+        options = {"queue": which, "expires": _EXPIRES_S, "retry": False, "ignore_result": True}
         try:
-            for _ in range(times):
-                app.send_task(f"tunery.{which}", queue=which, expires=_EXPIRES_S, retry=False, ignore_result=True)
+            with producers.acquire(block=True) as producer:
+                for _ in range(times):
+                    app.send_task(f"tunery.{which}", producer=producer, **options)
         except Exception as error:  # the broker's client raises many kinds; none of them may stop the bell
             _log.warning("the broker did not take the bell for %r (%s); the sweeper will ring again", which, error)

@@ -37,3 +37,14 @@ def test_a_closed_bell_leaves_no_connection_to_the_broker(valkey_url: str):
     wait_until(lambda: sockets() > before, 30, "the connection to the broker")
     bell.close()
     assert sockets() <= before
+
+
+def test_a_closed_bell_leaves_another_of_its_process_alone(valkey_url: str):
+    settings = Settings.model_validate({"broker_url": valkey_url, "broker_prefix": "test-two-bells"})
+    first, second = Doorbell(settings), Doorbell(settings)
+    first.ring(TRAIN)
+    first.close()
+    second.ring(TRAIN)
+    second.close()
+    with celery_app(settings) as app:
+        assert app.control.purge() == 2
