@@ -17,14 +17,13 @@ from transformers import AutoTokenizer
 
 from common.errors import InvalidInput, TuneryError
 from common.schedule import resolve_max_length
-from worker.data.formats import parse_rows
 from worker.ml.base import four_bit_config
 from worker.ml.base_check import BaseFacts, base_check, check_forms
 from worker.ml.memory import free_bytes
 from worker.ml.merge import Ingredients, Merger
 from worker.ml.merged_card import merged_card
+from worker.ml.parts import parts
 from worker.ml.precision import choose_precision
-from worker.ml.render import Renderer
 from worker.trainer.faults import classify
 from worker.trainer.prepare import fix_machine
 from worker.trainer.protocol import Note, Progress, Stage
@@ -173,18 +172,20 @@ def _reports(run: Run) -> dict[str, Any]:
 
 
 def _rows_of_the_data(run: Run, adapter: Path) -> list[list[int]]:
-    """Return the first rows of the validation file, else of the training file, else of texts of our own."""
+    """Return the first rows that the run was validated on, else trained on; where they are gone, texts of our own."""
     tokenizer = AutoTokenizer.from_pretrained(adapter, local_files_only=True, trust_remote_code=False)
     held_out = run.spec.validation_file
-    name, param = (held_out, "validation_dataset") if held_out else (run.spec.train_file, "dataset")
-    if name:
+    if held_out or run.spec.train_file:
         max_length = resolve_max_length(run.job.hyperparameters, base_check(run.base_folder).context)
-        source, renderer = run.source(name, param), Renderer(tokenizer, max_length, run.job.hyperparameters.loss)
+        validation = run.source(held_out, "validation_dataset") if held_out else None
         try:
-            examples = renderer.render(source, parse_rows(source))
-            if rows := [example.input_ids[:ROW_TOKENS] for example in islice(examples, NUM_ROWS)]:
+            trained, validated = parts(
+                run.job, run.source(run.spec.train_file, "dataset"), validation, tokenizer, max_length
+            )
+            examples = islice((validated or trained).examples(), NUM_ROWS)
+            if rows := [example.input_ids[:ROW_TOKENS] for example in examples]:
                 return rows
         except TuneryError as error:
-            run.send(Note("merge.rows", f"the {param} cannot be read any more: {error.message}", "warning"))
+            run.send(Note("merge.rows", f"the rows cannot be read any more: {error.message}", "warning"))
     run.send(Note("merge.rows", "the models are compared on texts of Tunery's own, not on rows of the dataset"))
     return [tokenizer(text).input_ids[:ROW_TOKENS] for text in _TEXTS]

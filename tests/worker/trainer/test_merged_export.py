@@ -227,6 +227,16 @@ def test_an_export_later_makes_the_same_models(published: Attempt, tmp_path: Pat
     assert [(m.step, m.max_steps) for m in made.messages if isinstance(m, protocol.Progress)][-1] == (3, 3)
 
 
+def test_an_export_later_compares_on_the_rows_that_were_split_off(go: Go, tmp_path: Path):
+    before = go(rows=tiny.chat_rows(12), validation_split=0.25, export=["merged"])
+    folder = tmp_path / "later"
+    folder.mkdir()
+    made = later(before, folder, ["merged"])
+    assert made.code == protocol.DONE
+    report = made.result["merged"]["merged"]
+    assert report["rows"] == 3 and report == before.result["merged"]["merged"]
+
+
 def test_an_export_whose_data_is_gone_compares_on_other_texts(published: Attempt, tmp_path: Path):
     folder = tmp_path / "later"
     folder.mkdir()
