@@ -22,7 +22,8 @@ from common import previews, workers
 from common.audit import collect
 from common.context import Context
 from common.db import refusals
-from common.db.engine import before, db_now
+from common.db.engine import db_now
+from common.db.forgetting import removal
 from common.db.rows import IdempotencyRow, JobRow, LeaderRow, UsageRow
 from common.errors import InfraError
 from common.expiry import remove_expired
@@ -116,9 +117,9 @@ class Sweeper:
         with self._context.write() as session:
             workers.forget_silent(session)
             previews.forget(session)
-            session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < before(IDEMPOTENCY_S)))
             outbox.forget(session)
-            session.execute(delete(UsageRow).where(UsageRow.ended_at < before(USAGE_S)))
+            session.execute(removal(IdempotencyRow.created_at, IDEMPOTENCY_S))
+            session.execute(removal(UsageRow.ended_at, USAGE_S))
 
     def _expire(self, job_ids: list[str]) -> None:
         """Expire in one transaction, for a site may lose all its workers at once; one bad row stops no other job."""

@@ -12,11 +12,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Table, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from common.clock import moment
-from common.db.engine import before, clock, db_now
+from common.db.engine import clock, db_now
+from common.db.forgetting import removal
 from common.db.rows import DeliveryRow, JobRow, WebhookRow
 from common.ids import new_id
 from common.schemas.webhooks import PING
@@ -211,4 +212,4 @@ def _taken_since(session: Session, webhook_id: str, since: float) -> bool:
 
 def forget(session: Session) -> None:
     """Remove deliveries that ended long ago."""
-    session.execute(delete(_outbox).where(_outbox.c.ended_at < before(KEPT_S)))
+    session.execute(removal(DeliveryRow.ended_at, KEPT_S))

@@ -10,11 +10,12 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, delete, event, insert, update
+from sqlalchemy import Engine, event, insert, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from common.clock import moment
-from common.db.engine import Sessions, before, make_engine
+from common.db.engine import Sessions, make_engine
+from common.db.forgetting import removal
 from common.db.rows import DeliveryRow, IdempotencyRow, JobRow, LabelRow, UsageRow
 from common.ids import before_all
 from common.jobs import forecast, lifecycle, line, queries, standing
@@ -180,8 +181,7 @@ def test_postgres_reads_no_more_rows_than_it_shows(full: Full, name: str):
 @pytest.mark.parametrize("row", [UsageRow.ended_at, IdempotencyRow.created_at, DeliveryRow.ended_at], ids=str)
 @pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
 def test_what_is_old_is_looked_up_by_its_age(full: Full, row: InstrumentedAttribute[float]):
-    query = delete(row.class_).where(row < before(DAY_S))
-    query = query.compile(full.engine, compile_kwargs={"literal_binds": True})  # type: ignore[assignment]
+    query = removal(row, DAY_S).compile(full.engine, compile_kwargs={"literal_binds": True})  # type: ignore[assignment]
     with full.engine.connect() as connection:
         if full.engine.dialect.name == "postgresql":
             # Tables that are all but empty are scanned whatever index they have.
