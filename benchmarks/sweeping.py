@@ -8,6 +8,7 @@ collected from the store, and no webhook is registered.
 from __future__ import annotations
 
 import heapq
+import logging
 import multiprocessing
 import random
 import statistics
@@ -156,6 +157,8 @@ class _Timed(Sweeper):
 
 def sweep(parts: Context, seconds: float) -> dict[str, Any]:
     """Run the crew and one sweeper over a table in which jobs wait, and return what was measured."""
+    # It names each job whose worker died.
+    logging.getLogger(Sweeper.__module__).setLevel(logging.ERROR)
     settings = parts.settings.model_copy(update={"lease_s": LEASE_S})
     with parts.read() as session:
         begun, waiting = session.execute(select(db_now(), _num(JobRow.status == "queued"))).one()

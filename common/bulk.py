@@ -29,7 +29,7 @@ def cancel_selected(
 ) -> CancelList:
     """Cancel up to `limit` of the chosen jobs that are older than the id `after`, newest first; or only say so."""
     with context.read() as session:
-        found = list(session.scalars(chosen.newest(tenant, after=after, limit=limit + 1)))
+        found = list(session.scalars(chosen.newest(session, tenant, after=after, limit=limit + 1)))
     more = len(found) > limit
     done = cancel_listed(context, tenant, found[:limit], dry_run=dry_run)
     return done.model_copy(update={"has_more": more, "next": found[limit - 1] if more else None})

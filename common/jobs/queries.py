@@ -119,7 +119,7 @@ def rows(
     session: Session, tenant: str, chosen: Selection, *, after: str | None = None, limit: int = 20
 ) -> tuple[list[JobRow], bool]:
     """Return the rows of a page of jobs, and whether there are more."""
-    ids = chosen.newest(tenant, after=after, limit=limit + 1)
+    ids = chosen.newest(session, tenant, after=after, limit=limit + 1)
     found = list(session.scalars(select(JobRow).where(JobRow.id.in_(ids)).order_by(JobRow.id.desc())))
     return found[:limit], len(found) > limit
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Select, and_, exists, select, union_all
-from sqlalchemy.orm import InstrumentedAttribute, aliased
+from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, exists, func, select, union_all
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from common.db.rows import JobRow, LabelRow
 from common.errors import InvalidInput
@@ -22,6 +22,8 @@ from common.jobs import states
 _SHOWN_S = 1e-6
 # Ids carry the time of whoever made them, `created_at` is the database's: no two clocks are further apart.
 _CLOCKS_S = 86_400.0
+# Of labels that more jobs carry, it does not matter which leads.
+COUNT_MOST = 1000
 
 
 @dataclass(frozen=True)
@@ -39,26 +41,29 @@ class Selection:
     created_before: datetime | None = None
     exports: bool = True
 
-    def newest(self, tenant: str, *, after: str | None, limit: int) -> Select[str]:
+    def newest(self, session: Session, tenant: str, *, after: str | None, limit: int) -> Select[str]:
         """Return the query for the ids of the first `limit` of them, newest first, that are older than the id `after`.
+
+        Of several labels it looks first which few jobs carry: that one leads.
 
         Raises:
             InvalidInput: jobs cannot be found by such a label.
         """
+        labels = _rarest_first(session, [_Label(tenant, *each) for each in (self.metadata or {}).items()])
         if len(set(self.status)) < 2:
-            return self._newest(tenant, after, limit)
-        alone = (replace(self, status=(status,))._newest(tenant, after, limit) for status in sorted(set(self.status)))
-        every = union_all(*(select(part.subquery().c.id) for part in alone)).subquery()
+            return self._newest(tenant, labels, after, limit)
+        alone = (replace(self, status=(status,)) for status in sorted(set(self.status)))
+        parts = (each._newest(tenant, labels, after, limit) for each in alone)
+        every = union_all(*(select(part.subquery().c.id) for part in parts)).subquery()
         return select(every.c.id).order_by(every.c.id.desc()).limit(limit)
 
-    def _newest(self, tenant: str, after: str | None, limit: int) -> Select[str]:
-        labels = [_Label(tenant, key, value) for key, value in (self.metadata or {}).items()]
+    def _newest(self, tenant: str, labels: Sequence[_Label], after: str | None, limit: int) -> Select[str]:
         # Of the jobs that have not ended there are few: they are looked through for their labels.
         few = bool(self.status) and self.status[0] not in states.TERMINAL
-        led = labels and not few
-        found = labels.pop(0) if led else None
+        found = labels[0] if labels and not few else None
+        others = labels if found is None else labels[1:]
         job_id = JobRow.id if found is None else found.row.job_id
-        query = select(job_id.label("id")).where(*self._conditions(tenant), *(label.of(JobRow.id) for label in labels))
+        query = select(job_id.label("id")).where(*self._conditions(tenant), *(label.of(JobRow.id) for label in others))
         if found is not None:
             query = query.join(JobRow, JobRow.id == job_id).where(found.means)
         for bound in self._bounds(job_id):
@@ -107,6 +112,18 @@ class _Label:
     def of(self, job_id: InstrumentedAttribute[str]) -> ColumnElement[bool]:
         """Return the condition that a job carries it."""
         return exists().where(self.means, self.row.job_id == job_id)
+
+    def num_jobs(self) -> ScalarSelect[int]:
+        """Return how many jobs carry it, as far as COUNT_MOST, as SQL."""
+        carry = select(self.row.job_id).where(self.means).limit(COUNT_MOST).subquery()
+        return select(func.count()).select_from(carry).scalar_subquery()
+
+
+def _rarest_first(session: Session, labels: list[_Label]) -> list[_Label]:
+    if len(labels) < 2:
+        return labels
+    counts = session.execute(select(*(label.num_jobs() for label in labels))).one()
+    return [labels[place] for place in sorted(range(len(labels)), key=counts.__getitem__)]
 
 
 def check_label(key: str, value: str) -> None:
