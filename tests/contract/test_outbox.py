@@ -148,7 +148,8 @@ def test_attempts_follow_the_schedule_and_end(hooks: Hooks):
         assert hooks.claim_due() == []
         with hooks.sessions.read() as session:
             waits_s = session.scalar(select(DeliveryRow.next_at - db_now()))
-        assert 0.85 * pause_s < waits_s <= 1.1 * pause_s
+        # Some seconds of it may have passed on a busy machine.
+        assert 0.9 * pause_s - 3 < waits_s <= 1.1 * pause_s
         hooks.edit(next_at=db_now())
     assert 2.5 < sum(outbox.SCHEDULE_S) / 86_400 < 4, "days, and no more"
     [due] = hooks.claim_due()

@@ -67,7 +67,7 @@ def test_a_lost_answer_to_a_commit_neither_doubles_nor_hangs(bench: Bench, monke
     job_id = bench.submit(data, steps=10)
     bench.check()
     _, thread = bench.start()
-    thread.join(30)
+    thread.join(90)
     assert not thread.is_alive(), "the attempt repeats a write for ever"
     assert answers.lost == ["accept", "advance", "checkpointed", "publish"]
     row = bench.row(job_id)

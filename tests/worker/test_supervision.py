@@ -148,19 +148,19 @@ def test_a_running_job_is_paused_and_goes_on_elsewhere(bench: Bench):
 
 
 def test_a_drained_worker_gives_its_job_back_at_the_next_step(bench: Bench):
-    job_id = bench.submit(steps=60, step_s=0.05)
+    job_id = bench.submit(steps=150, step_s=0.05)
     bench.check()
     supervisor, thread = bench.start()
     bench.wait(job_id, lambda row: row.step > 4)
     supervisor.draining.set()
-    thread.join(20)
+    thread.join(30)
     row = bench.row(job_id)
     assert row.status == "queued" and row.crashes == row.faults == 0
     bench.train()
     assert bench.row(job_id).status == "succeeded"
     with bench.context.read() as session:
         points = session.scalars(select(MetricRow).where(MetricRow.job_id == job_id).order_by(MetricRow.seq))
-        assert [point.step for point in points] == list(range(1, 61)), "a step was lost or done twice"
+        assert [point.step for point in points] == list(range(1, 151)), "a step was lost or done twice"
 
 
 def test_a_worker_that_lost_its_lease_writes_nothing(bench: Bench):
