@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from common.errors import InvalidInput
 from common.schemas.lora import Lora
+from worker.ml.options import Choice
 from worker.ml.targets import Modules, check_lora, check_rank, find_targets, find_to_save, held_in_4_bit
 from worker.ml.towers import outside_text, pattern_of
 
@@ -73,6 +74,16 @@ def attach(base: PreTrainedModel, lora: Lora, *, ends: bool = False) -> PeftMode
         return get_peft_model(base, config)
     except (ValueError, TypeError) as error:  # e.g. a layer of a kind that has no LoRA form
         raise _bad(f"{_PARAM}: {error}", modules) from error
+
+
+def missing_biases(model: PeftModel, lora: Lora) -> tuple[Choice, ...]:
+    """Return what there is to say where biases shall be trained and the base has none, as most newer ones."""
+    trained = (name for name, item in model.named_parameters() if item.requires_grad)
+    if lora.bias == "none" or any(name.endswith(".bias") for name in trained):
+        return ()
+    message = f"lora.bias {lora.bias!r} trains nothing more: "
+    message += "this base has no biases" if lora.bias == "all" else "the target modules have no biases"
+    return (Choice("bias.missing", message, {"asked": lora.bias}, "warning"),)
 
 
 def modules_of(base: PreTrainedModel) -> Modules:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, set_seed
 from common.memory.fitting import BatchPlan
 from common.schemas.jobs import JobSpec
 from common.schemas.lora import Lora
-from worker.ml.adapters import attach, factors, set_adapter_dtype, trainable_count, widen_norms
+from worker.ml.adapters import attach, factors, missing_biases, set_adapter_dtype, trainable_count, widen_norms
 from worker.ml.arguments import choose_optimizer
 from worker.ml.base import Base, load_base
 from worker.ml.base_check import BaseFacts, base_check
@@ -188,6 +188,7 @@ def _grow_vocabulary(run: Run, base: PreTrainedModel) -> bool:
 
 def _adapted(run: Run, base: PreTrainedModel, lora: Lora, *, grown: bool) -> PeftModel:
     model = attach(base, lora, ends=grown)
+    run.tell(*missing_biases(model, lora))
     for parameter in model.parameters():
         if parameter.requires_grad:  # peft puts an adapter beside its layer, which may wait in host memory
             parameter.data = parameter.data.to(run.device)

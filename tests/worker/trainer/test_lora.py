@@ -17,7 +17,7 @@ from common.schemas.lora import Lora
 from tests.worker.trainer import tiny
 from tests.worker.trainer.conftest import Attempt, Go
 from tests.worker.trainer.test_resume import resumed
-from worker.ml.adapters import WEIGHTS, attach, factors, save_adapter, set_adapter_dtype
+from worker.ml.adapters import WEIGHTS, attach, factors, missing_biases, save_adapter, set_adapter_dtype
 from worker.ml.base import keep_training_layout
 from worker.trainer import protocol
 
@@ -243,6 +243,14 @@ def test_a_base_with_layer_norms_trains_more_than_matrices(go: Go, tmp_path: Pat
     ours = logits(made.run.model.float(), made)
     # One holds the frozen weights in bf16, where that is computed in.
     assert (ours - logits(theirs, made)).norm() < 0.02 * ours.norm()
+
+
+@pytest.mark.parametrize("bias", ["none", "lora_only", "all"])
+@pytest.mark.parametrize("has", [True, False])
+def test_biases_that_are_not_there_are_told(tmp_path: Path, bias: str, has: bool):
+    model = attached(tiny.build_base(tmp_path, attention_bias=has), bias=bias)
+    told = missing_biases(model, Lora(bias=bias))
+    assert [choice.name for choice in told] == (["bias.missing"] if bias != "none" and not has else [])
 
 
 def test_olora_is_refused_on_conv1d(tmp_path: Path):
