@@ -44,11 +44,12 @@ class Board(Protocol):
 
 
 def board(as_json: bool) -> Board:
-    """Return the board that suits where standard output leads."""
+    """Return the board that suits where standard output leads; what ended the job is told after it."""
     if as_json:
         return JsonLines()
     console = screen.stdout()
-    return LiveBoard(console) if console.is_terminal and not console.is_dumb_terminal else PlainLines(console)
+    live = console.is_terminal and not console.is_dumb_terminal
+    return LiveBoard(console) if live else PlainLines(console, brief=True)
 
 
 def phase(job: JobRead) -> str:
@@ -115,11 +116,19 @@ def _number(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4g}"
 
 
-def event_line(event: Event) -> str:
-    """Return an event as one line."""
+def event_lines(event: Event, console: Console, *, brief: bool = False) -> str:
+    """Return an event for `console`: what it says, each line of it under the first.
+
+    `brief`: of what ended the job only the first line, for all of it is told when the board has gone.
+    """
     # Local time: it is read by a person beside a clock.
     at = event.at.astimezone().strftime("%H:%M:%S")
-    return f"{at}  {screen.sentence(event.name):<22}  {screen.sentence(event.message)}"
+    said = event.message.splitlines() or [""]
+    if brief and event.name == "job.failed" and len(said) > 1:
+        said = [f"{said[0]}, and more"]
+    begins = [f"{at}  {screen.sentence(event.name):<22}  ", *[" " * _INDENT] * (len(said) - 1)]
+    lines = (begin + screen.sentence(line) for begin, line in zip(begins, said, strict=True))
+    return "\n".join(screen.hanging(line, console, _INDENT) for line in lines)
 
 
 class LiveBoard:
@@ -170,9 +179,8 @@ class LiveBoard:
         """Show one update."""
         assert self._progress is not None and self._task is not None
         if isinstance(update, Event):
-            self._console.print(
-                screen.hanging(event_line(update), self._console, _INDENT), style=_LEVELS.get(update.level, "dim")
-            )
+            told = event_lines(update, self._console, brief=True)
+            self._console.print(told, style=_LEVELS.get(update.level, "dim"))
         elif isinstance(update, Metric):
             if update.kind == "train" and update.values.get("loss") is not None:
                 self._losses.append(update.values["loss"])
@@ -199,8 +207,9 @@ class LiveBoard:
 class PlainLines:
     """A line for each event, each change of phase and each metric: for logs and pipes."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Console, *, brief: bool = False):
         self._console = console
+        self._brief = brief
         self._phase = ""
         self._job: JobRead | None = None
 
@@ -213,7 +222,8 @@ class PlainLines:
     def show(self, update: Update) -> None:
         """Show one update."""
         if isinstance(update, Event):
-            self._print(screen.hanging(event_line(update), self._console, _INDENT), _LEVELS.get(update.level))
+            told = event_lines(update, self._console, brief=self._brief)
+            self._print(told, _LEVELS.get(update.level))
         elif isinstance(update, Metric):
             self._print(self._metric_line(update))
         else:

@@ -138,6 +138,21 @@ def test_what_an_event_says_goes_on_under_itself(kind):
     assert piped.file.getvalue().count("\n") == 1
 
 
+@pytest.mark.parametrize("width", [80, 120, 10_000])
+def test_each_bad_row_of_an_event_has_a_line_in_the_log(width):
+    rows = [f"dataset: row {row}: is\x1b a number" for row in (2, 3, 7)]
+    event = Event.model_validate(an_event(1, "job.failed") | {"message": "\n".join(rows)})
+    console = Console(file=io.StringIO(), width=width, force_terminal=width < 10_000, color_system=None, markup=False)
+    with boards.PlainLines(console) as board:
+        board.show(event)
+    lines = console.file.getvalue().splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert "job.failed" in lines[0] and all(line.startswith(" " * 34) for line in lines[1:])
+    told = " ".join(line[34:] for line in lines)
+    assert told == " ".join(row.replace("\x1b", " ") for row in rows)
+    assert sum("dataset: row" in line for line in lines) == 3
+
+
 def test_a_value_that_is_not_finite_is_shown_as_that():
     metric = parse(Metric, a_metric(5, 4, loss=None))
     for width, kind in ((200, boards.PlainLines), (140, boards.LiveBoard)):
