@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from common.errors import InvalidInput
 from common.schemas.values import Text
@@ -30,6 +30,12 @@ _WITHOUT_EFFECT = ("user", "metadata", "parallel_tool_calls", "service_tier", "s
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values: Any) -> Any:
+        # null means the default. Clients send an answer back as it came, with its `"refusal": null`.
+        return {name: value for name, value in values.items() if value is not None} if type(values) is dict else values
 
 
 def _joined(content: Any) -> Any:
@@ -105,8 +111,7 @@ def _offered(values: dict[str, Any]) -> dict[str, Any]:
     newer = rest.pop("max_completion_tokens", None)
     if newer is not None:
         rest["max_tokens"] = newer
-    # null means the default.
-    return {name: value for name, value in rest.items() if value is not None}
+    return rest
 
 
 def _named(error: ValidationError) -> InvalidInput:

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from tests.worker.serve.talking import Talk, asking
 from tests.worker.trainer.tiny import build_family, sentence
 from worker.serve.engine import prompts
+from worker.serve.engine.answer import Answer
 from worker.serve.protocol import Accepted, Cancel, Finished, Loaded, Piece, Ready, Refused, written
 
 Folder = Callable[[str], Path]
@@ -199,3 +202,23 @@ def test_megabytes_are_refused_before_they_are_counted(talk: Talk):
     talk.ask(ask)
     assert talk.end(ask).code == "context_length_exceeded" and "far more than" in talk.end(ask).message
     assert time.process_time() - begun < 5
+
+
+def test_bytes_that_are_no_character_end_only_themselves():
+    tokens = {"<unk>": 0, "▁the": 1, "▁fox": 2} | {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
+    made = Tokenizer(models.BPE(tokens, [], byte_fallback=True, unk_token="<unk>"))
+    spaces = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    made.decoder = decoders.Sequence(spaces)
+    said: list[Any] = []
+    ask = asking()
+    answer = Answer(ask, [], 9, PreTrainedTokenizerFast(tokenizer_object=made), frozenset(), said.append)
+    for token in (
+        1,
+        *(tokens[f"<0x{byte:02X}>"] for byte in b"\n\xc3"),
+        2,
+        1,
+        *(tokens["<0xC3>"], tokens["<0xA9>"]),
+        2,
+    ):
+        answer.take(token)
+    assert "".join(piece.text for piece in said) == "the\n\N{REPLACEMENT CHARACTER} fox the\u00e9 fox"

@@ -102,6 +102,21 @@ def test_words_of_a_request_are_obeyed(server: Server, jobs: dict[str, str]):
     assert developer == server.text(jobs["a"], messages=[system, user]) != server.text(jobs["a"])
 
 
+def test_an_answer_is_sent_back_as_it_came(server: Server, jobs: dict[str, str]):
+    from openai import OpenAI
+
+    server.client("t").close()
+    with OpenAI(base_url=f"{server.url}/v1", api_key=server.keys["t"], max_retries=0) as client:
+        turns: list[Any] = [{"role": "user", "content": "the quick brown fox"}]
+        ask: Any = {"model": jobs["a"], "max_tokens": 3, "temperature": 0, "stream_options": {"include_usage": None}}
+        said = client.chat.completions.create(messages=turns, **ask).choices[0].message
+        assert said.content
+        again = {"role": "user", "content": "a lazy dog"}
+        text = client.chat.completions.create(messages=[*turns, said, again], **ask).choices[0].message.content
+    plain = {"role": "assistant", "content": said.content}
+    assert text == server.text(jobs["a"], messages=[*turns, plain, again], max_tokens=3)
+
+
 def test_the_least_recently_used_adapter_makes_room_and_comes_back(server: Server, jobs: dict[str, str]):
     first = server.text(jobs["a"])
     server.text(jobs["b"])

@@ -29,6 +29,7 @@ class Answer:
         self.finished = False
         self._tokens: Any = tokenizer.backend_tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
+        self._undecoded: list[int] = []
         self._end_ids = end_ids
         self._say = say
         self._num_tokens = 0
@@ -40,8 +41,7 @@ class Answer:
         if token in self._end_ids:
             self._finish("stop")
             return
-        # None: the token ends within a character.
-        self._held += self._stream.step(self._tokens, token) or ""
+        self._held += self._decode(token)
         found = [at for word in self.ask.stop if (at := self._held.find(word)) >= 0]
         if found:
             self._held = self._held[: min(found)]
@@ -55,6 +55,20 @@ class Answer:
         """End it here: nobody waits for it."""
         self._held = ""
         self._finish("cancelled")
+
+    def _decode(self, token: int) -> str:
+        """Return the text that `token` completes; none where it ends within a character."""
+        self._undecoded.append(token)
+        try:
+            text = self._stream.step(self._tokens, token)
+        except Exception:
+            # Where bytes are tokens, one that belongs to no character makes nonsense of those before it too. tokenizers
+            # 0.23 raises then ("Invalid prefix"), for they were told already: it begins anew behind them.
+            self._stream = DecodeStream(skip_special_tokens=True)
+            text = "".join(self._stream.step(self._tokens, number) or "" for number in self._undecoded)
+        if text:
+            self._undecoded.clear()
+        return text or ""
 
     def _possible_stop(self) -> int:
         """Return how many of the last characters may be the beginning of a stop word."""
