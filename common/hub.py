@@ -26,6 +26,7 @@ from common.errors import InfraError, InvalidInput, SourceRefused
 from common.settings import Settings
 
 _PARAM = "model"
+_AT_HAND = "Name a base model of the server: `tunery models` (GET /base-models) lists them."
 _CONFIG_TIMEOUT_S = 5.0
 _CONFIG_BYTES = 1 << 20
 
@@ -106,7 +107,7 @@ def hub_errors(what: str, param: str = _PARAM) -> Iterator[None]:
             f"{what}: this server does not use the hub",
             code="hub_offline",
             param=param,
-            hint="Name a base model of the server: `tunery models` (GET /base-models) lists them.",
+            hint=_AT_HAND if param == _PARAM else "Upload the file instead, and use the URI that it then has.",
         ) from error
     except (HfHubHTTPError, HTTPError) as error:
         if _refuses(error):

@@ -20,7 +20,7 @@ from common.storage.connection import REFUSED
 from common.storage.store import sha256_of
 from worker import bases, guard
 
-_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _PARAM = "dataset"
 
 
@@ -58,7 +58,7 @@ def dataset(
         raise InvalidInput(f"{param}: there is nothing at {uri}", param=param, code="dataset_not_found") from error
     except (UserError, SourceAway, SourceRefused, SourceSlow) as error:
         # The sources below speak of `dataset`; the field to mend may be the other one.
-        message = f"{param}:{error.message.removeprefix(f'{_PARAM}:')}"
+        message = f"{param}: {error.message.removeprefix(f'{_PARAM}: ')}"
         kind = InvalidInput if isinstance(error, UserError) else type(error)
         raise kind(message, code=error.code, param=param, hint=error.hint) from error
     suffix = PurePosixPath(source).suffix.lower()

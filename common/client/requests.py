@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from common.client.calls import Call, Nothing, delete, get, post, segment
 from common.client.sending import Progress, file_body
+from common.errors import InvalidInput
 from common.schemas.bulk import CancelList
 from common.schemas.checkpoints import CheckpointList
 from common.schemas.datasets import Dataset, DatasetList
@@ -251,8 +252,15 @@ class PreviewFields(TypedDict, total=False):
 
 
 def preview_dataset(dataset: str | Dataset, model: str, fields: PreviewFields) -> Call[Preview]:
-    """Return the call that reads rows as `model` will see them; takes an id or a URI."""
+    """Return the call that reads rows as `model` will see them; takes an id or a URI.
+
+    Raises:
+        InvalidInput: it is the path of a file, or a URI of what was not uploaded.
+    """
     name = dataset.id if isinstance(dataset, Dataset) else dataset.removeprefix("dataset:")
+    if "/" in name:
+        hint = "`tunery datasets upload FILE` uploads a file and says its URI"
+        raise InvalidInput(f"dataset: {name} is no uploaded dataset", param="dataset", hint=hint)
     path = f"/datasets/{segment(name)}/preview"
     if fields.get("chat_template") is None:
         return get(path, Preview, model=model, wait=_LONG_POLL_S, **fields)

@@ -163,6 +163,9 @@ def test_file_under_the_operators_folder(installation: Context, tmp_path: Path):
     (tmp_path / "data" / "my rows.csv").write_bytes(b"text\na\n")
     context = changed(installation, local_datasets=tmp_path / "data")
     assert got(context, f"file://{tmp_path}/data/my%20rows.csv", tmp_path) == ("dataset/train.csv", b"text\na\n")
+    # Only its ending tells a file with tabs from one with commas.
+    (tmp_path / "data" / "rows.tsv").write_bytes(b"prompt\tcompletion\na\tb\n")
+    assert got(context, f"file://{tmp_path}/data/rows.tsv", tmp_path)[0] == "dataset/train.tsv"
 
 
 @pytest.mark.parametrize("path", ["../secret.jsonl", "%2e%2e/secret.jsonl", "link.jsonl", "", "/etc/passwd"])
@@ -302,3 +305,13 @@ def test_a_dataset_that_is_not_clear(installation: Context, hub: Settings, tmp_p
     with pytest.raises(InvalidInput, match=message) as refusal:
         got(context, uri, tmp_path)
     assert refusal.value.param == "dataset"
+
+
+def test_a_server_without_the_hub_speaks_of_the_dataset(
+    installation: Context, hub: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    context = changed(installation, hf_endpoint=hub.hf_endpoint, hf_cache=hub.hf_cache)
+    with pytest.raises(InvalidInput, match=r"^dataset: hf://org/one: this server does not use the hub$") as refusal:
+        got(context, "hf://org/one", tmp_path)
+    assert "Upload the file" in (refusal.value.hint or "") and "model" not in (refusal.value.hint or "")

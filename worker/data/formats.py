@@ -98,6 +98,9 @@ FORMATS = (
     Format("text", ("text",), _text),
 )
 ACCEPTED = "messages; prompt and completion; text; instruction, input and output (Alpaca); conversations (ShareGPT)"
+# In the one column of a CSV file: what parts its columns, and what to do about it. Spreadsheets write semicolons
+# where the comma is a decimal sign.
+_UNPARTED = {";": "put commas between the columns, not semicolons", "\t": "give a file with tabs the ending .tsv"}
 
 
 def recognise(columns: Iterable[str]) -> Format | None:
@@ -146,9 +149,10 @@ def _first_layout(source: Source, number: int, columns: Columns) -> Format:
             "keep the answers that are to be learned, as messages or as prompt and completion",
         )
     if layout is None:
-        raise source.bad_row(
-            number, "unknown_columns", f"has the columns {_listed(columns)}", f"accepted columns are: {ACCEPTED}"
-        )
+        hint = f"accepted columns are: {ACCEPTED}"
+        if len(columns) == 1:
+            hint = next((f"{mend}; {hint}" for sign, mend in _UNPARTED.items() if sign in next(iter(columns))), hint)
+        raise source.bad_row(number, "unknown_columns", f"has the columns {_listed(columns)}", hint)
     return layout
 
 

@@ -11,10 +11,12 @@ from worker.data.parquet import read_parquet
 from worker.data.source import RawRows, Source
 from worker.data.table import read_csv
 
+# What Excel writes, too.
+_ZIP = "a zip archive or a spreadsheet"
 _PACKED = {
     b"\x1f\x8b": "gzip-compressed",
-    b"PK\x03\x04": "a zip archive",
-    b"PK\x05\x06": "a zip archive",
+    b"PK\x03\x04": _ZIP,
+    b"PK\x05\x06": _ZIP,
     b"BZh": "bzip2-compressed",
     b"\xfd7zXZ\x00": "xz-compressed",
     b"\x28\xb5\x2f\xfd": "zstd-compressed",
@@ -27,6 +29,8 @@ _READERS: dict[str, Callable[[Source], RawRows]] = {
     ".csv": read_csv,
     ".tsv": partial(read_csv, delimiter="\t"),
 }
+# Bytes of a file of no known format that are told.
+_SHOWN = 20
 ACCEPTED = "JSONL, JSON (an array of objects), CSV or Parquet"
 
 
@@ -53,7 +57,8 @@ def _reader(source: Source) -> Callable[[Source], RawRows]:
         raise source.bad_file("the file is empty", "upload a file that has at least one row")
     for magic, what in _PACKED.items():
         if head.startswith(magic):
-            raise source.bad_file(f"the file is {what}", f"unpack it; accepted are {ACCEPTED}")
+            sheet = "; save a spreadsheet as CSV" if what == _ZIP else ""
+            raise source.bad_file(f"the file is {what}", f"unpack it{sheet}; accepted are {ACCEPTED}")
     if head.startswith(b"PAR1"):
         return read_parquet
     if head.startswith(_UTF16):
@@ -74,7 +79,8 @@ def _text_reader(source: Source, head: bytes) -> Callable[[Source], RawRows]:
         return read_jsonl
     if b"," in head.split(b"\n", 1)[0]:
         return read_csv
+    # Not the name: what was fetched lies under one of the worker's own.
     raise source.bad_file(
-        f"the format of {source.path.name!r} is not known",
+        f"the format of the file is not known; it begins with {head[:_SHOWN].decode(errors='replace')!r}",
         f"accepted are {ACCEPTED}, with the file ending that says so",
     )

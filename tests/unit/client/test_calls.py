@@ -180,6 +180,9 @@ def test_filters_and_ids_are_written_so_that_they_stay_what_they_are(peer: Peer,
     for not_an_id in ("", "..", " "):
         with pytest.raises(errors.InvalidInput, match="is not an id"):
             client.jobs.delete(not_an_id)
+    with pytest.raises(errors.InvalidInput, match=r"examples/rows\.jsonl is no uploaded dataset") as caught:
+        client.datasets.preview("examples/rows.jsonl", "base")
+    assert "tunery datasets upload" in (caught.value.hint or "")
     assert len(peer.requests) == 2
 
 

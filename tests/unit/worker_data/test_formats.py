@@ -101,6 +101,11 @@ def test_parquet_rows_are_read_alike(tmp_path: Path):
             {"foo": 1, "bar": 2},
             "row 1: has the columns 'foo', 'bar' | accepted columns are: messages; prompt and completion",
         ),
+        (
+            {"prompt;completion": "a;b"},
+            "columns 'prompt;completion' | put commas between the columns, not semicolons; accepted",
+        ),
+        ({"prompt\tcompletion": "a"}, "| give a file with tabs the ending .tsv; accepted"),
         ({}, "row 1: has the columns none"),
         ({"prompt": "a"}, "row 1: has the columns 'prompt'"),
         ({"messages": []}, "messages is an empty array"),

@@ -92,7 +92,7 @@ def test_blank_lines_are_passed_over_but_counted(tmp_path: Path):
         (b'{"text": "a"}\n{"text": "\x00"}\n', "row 2: holds a NUL byte at byte 24 of the file"),
         (b"\xff\xfe{\x00}\x00", "looks like UTF-16"),
         (b"\x1f\x8b\x08\x00abc", "the file is gzip-compressed | unpack it"),
-        (b"PK\x03\x04abc", "a zip archive"),
+        (b"PK\x03\x04abc", "a zip archive or a spreadsheet | unpack it; save a spreadsheet as CSV"),
         ('{"text": "a", "text": "b"}\n', "row 1: the key 'text' appears twice"),
         ('{"text": "a", "n": {"x": 1, "x": 2}}\n', "row 1: the key 'x' appears twice"),
         ('{"text": NaN}\n', "row 1: NaN is not JSON"),
@@ -193,5 +193,7 @@ def test_a_small_parquet_that_expands_is_stopped(tmp_path: Path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 800_000
 
 
-def test_an_unknown_format_is_named(tmp_path: Path):
-    assert "the format of 'a.xml' is not known | accepted are JSONL" in refusal(tmp_path / "a.xml", "<a/>")
+def test_an_unknown_format_is_told_by_its_beginning(tmp_path: Path):
+    told = refusal(tmp_path / "train", "\n# A title\x1b\nand more of it")
+    assert "the format of the file is not known; it begins with '# A title\\x1b\\nand more '" in told
+    assert "| accepted are JSONL" in told
