@@ -56,10 +56,17 @@ class Downloader:
         Raises:
             DownloadFailed: nothing is published, a file does not arrive whole, or its hash differs.
         """
-        wanted = [item for item in self.artifacts() if not adapter_only or item.name.startswith(_ADAPTER)]
+        published = self.artifacts()
+        wanted = [item for item in published if not adapter_only or item.name.startswith(_ADAPTER)]
+        if published and not wanted:
+            raise DownloadFailed(
+                "the job has published no adapter",
+                code="no_adapter",
+                hint="an export merges that of the job that `tunery show` names; a full fine-tune publishes a model",
+            )
         if not wanted:
             raise DownloadFailed(
-                "the job has published no adapter" if adapter_only else "the job has published no files",
+                "the job has published no files",
                 code="nothing_published",
                 hint="only a job that succeeded has artifacts; `tunery show JOB` says its state",
             )

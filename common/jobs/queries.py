@@ -188,7 +188,14 @@ def artifacts(session: Session, job_id: str) -> list[ArtifactRow]:
     later = select(JobRow.id).where(JobRow.source_job == job_id)
     merged = ArtifactRow.job_id.in_(later) & ArtifactRow.name.startswith("merged")
     query = select(ArtifactRow).where((ArtifactRow.job_id == job_id) | merged)
-    return list(session.scalars(query.order_by(ArtifactRow.name)))
+    rows = list(session.scalars(query.order_by(ArtifactRow.name, ArtifactRow.job_id)))
+    # An export that publishes although it was to be cancelled may have been asked for again by then. The first one's
+    # counts, and no file of another beside it: the parts of a model go together.
+    makers: dict[str, str] = {}
+    for row in rows:
+        folder = row.name.partition("/")[0]
+        makers[folder] = min(row.job_id, makers.get(folder, row.job_id))
+    return [row for row in rows if makers[row.name.partition("/")[0]] == row.job_id]
 
 
 def unfinished_export(session: Session, job_id: str) -> str | None:

@@ -97,6 +97,21 @@ def test_what_was_given_up_is_made_anew(jobs: Jobs):
     assert jobs.do(lifecycle.retry, "t", failing) == again
 
 
+def test_files_of_two_exports_of_one_form_are_never_mixed(jobs: Jobs):
+    source = finished(jobs)
+    first, _ = export(jobs, source)
+    late = jobs.claim()
+    jobs.do(lifecycle.request_cancel, "t", first)
+    second, is_new = export(jobs, source)
+    assert is_new
+    jobs.do(lifecycle.publish, jobs.claim(), published("merged/config.json", "merged/z"), {})
+    jobs.do(lifecycle.publish, late, published("merged/a", "merged/config.json"), {})
+    assert {jobs.status(first), jobs.status(second)} == {"succeeded"}
+    adapter = "adapter/adapter_model.safetensors"
+    assert names(jobs, source) == [adapter, "manifest.json", "merged/a", "merged/config.json"]
+    assert names(jobs, second) == ["manifest.json", "merged/config.json", "merged/z"]
+
+
 def test_two_that_ask_at_once_get_one_job(jobs: Jobs):
     source, made = finished(jobs), []
     barrier = threading.Barrier(4)

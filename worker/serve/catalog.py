@@ -72,7 +72,8 @@ class JobCatalog:
         """
         with self._context.read() as session:
             try:
-                job = queries.row(session, caller.tenant, job_id)
+                # A path may hold a NUL, which Postgres takes for an error.
+                job = queries.row(session, caller.tenant, job_id.replace("\x00", "?"))
             except NotFound:
                 raise NotFound(
                     f"the model {job_id!r} does not exist",
@@ -93,6 +94,9 @@ class JobCatalog:
             ]
 
     def _check(self, job: JobRow, sizes: Mapping[str, int]) -> None:
+        if job.source_job is not None:
+            hint = f"Ask {job.source_job}, whose adapter it merges."
+            raise _not_here(f"the job {job.id} is an export and has no adapter", "no_adapter", hint)
         if job.status != "succeeded":
             raise _not_here(f"the job {job.id} is {job.status}; only one that succeeded can answer", "job_not_finished")
         if (job.base_id, job.base_revision) != (self._base.id, self._base.revision):
@@ -103,8 +107,7 @@ class JobCatalog:
             hint = f"Ask a server of that base: `tunery serve --base {theirs}`."
             raise _not_here(f"the job {job.id} was trained on {theirs}; this server holds {ours}", "wrong_base", hint)
         if _WEIGHTS not in sizes:
-            where = f"Ask {job.source_job}, whose adapter it merged." if job.source_job else None
-            raise _not_here(f"the job {job.id} published no adapter", "no_adapter", where)
+            raise _not_here(f"the job {job.id} published no adapter", "no_adapter")
 
     def _shown(self, job: JobRow, num_bytes: int) -> Adapter:
         created = int(job.finished_at or job.created_at)

@@ -191,3 +191,7 @@ def test_adapter_only_and_nothing_published(client: Tunery, peer: Peer, store: P
     assert not (tmp_path / "reports").exists()
     with pytest.raises(DownloadFailed, match="published no files"):
         client.jobs.download("job_2", tmp_path)
+    peer.on("GET", "/jobs/job_3/artifacts", says({"data": [{**link, "name": "merged/config.json"}]}))
+    with pytest.raises(DownloadFailed, match="published no adapter") as caught:
+        client.jobs.download("job_3", tmp_path, adapter_only=True)
+    assert caught.value.code == "no_adapter" and "an export merges" in str(caught.value.hint)

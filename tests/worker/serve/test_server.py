@@ -17,12 +17,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from common import context as contexts
 from common.context import Context
+from common.errors import NotFound
 from common.jobs import lifecycle, queries
+from common.keys import Caller
+from common.schemas.exports import ExportRequest
 from tests.processes import wait_until
 from tests.worker.serve.conftest import load
-from tests.worker.serve.server import BASE_ID, Server, publish_job, question, serving, streamed
+from tests.worker.serve.server import BASE_ID, REVISION, Server, publish_job, question, serving, streamed
 from tests.worker.trainer.tiny import build_base, sentence
+from worker.bases import Base
+from worker.serve.catalog import JobCatalog
 
 Folder = Callable[[str], Path]
 
@@ -194,6 +200,25 @@ def test_jobs_that_cannot_answer_say_why(server: Server, context: Context, adapt
     assert altered in listed and not listed & {elsewhere, waiting}
     with context.write() as session:
         lifecycle.request_cancel(session, "t", waiting)
+
+
+def test_an_export_names_whom_to_ask_even_before_it_has_ended(server: Server, context: Context, jobs: dict[str, str]):
+    with context.write() as session:
+        made, _ = lifecycle.export(session, "t", jobs["b"], ExportRequest())
+        lifecycle.request_cancel(session, "t", made)
+    with server.client() as client:
+        refused = client.post("/v1/chat/completions", json=question(made))
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"]) == (400, "no_adapter") and f"Ask {jobs['b']}" in error["message"]
+
+
+def test_a_name_that_no_database_stores_is_one_that_there_is_not(context: Context, postgres_url: str):
+    installed = contexts.build(context.settings.model_copy(update={"database_url": postgres_url}))
+    try:
+        with pytest.raises(NotFound, match="does not exist"):
+            JobCatalog(installed, Base(BASE_ID, REVISION)).adapter(Caller("k", "t", admin=False), "job_\x00")
+    finally:
+        installed.close()
 
 
 BAD: dict[str, tuple[dict[str, Any], str | None]] = {
