@@ -74,7 +74,7 @@ def _show(found: JobEstimate) -> None:
         screen.Column("FITS", lambda worker: {True: "yes", False: "no", None: "?"}[worker.fits]),
         screen.Column("MEMORY", lambda worker: screen.size(worker.total_bytes), spare=3, right=True),
         screen.Column("TAKES", _duration, right=True),
-        screen.Column("REMARK", lambda worker: worker.message, spare=1),
+        screen.Column("REMARK", lambda worker: worker.message, spare=1, folded=True),
     ]
     if found.workers:
         from common.client.pages import Page

@@ -39,6 +39,8 @@ def metrics(
     rows = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
     titles = [_column(name, place) for place, name in enumerate(found)]
     screen.table(titles, rows)
+    if not rows:
+        screen.stderr().print(f"no {kind} metrics")
 
 
 def _column(name: str, place: int) -> Column:
@@ -74,6 +76,8 @@ def checkpoints(ctx: typer.Context, job: JobId, output: state.Output = None) -> 
         ],
         found,
     )
+    if not found:
+        screen.stderr().print("no checkpoints")
 
 
 def precision(ctx: typer.Context, job: JobId, output: state.Output = None) -> None:

@@ -80,13 +80,17 @@ def hanging(line: str, console: Console, indent: int) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its title, and the cell for a row. Columns with a higher `spare` leave first where room is short."""
+    """A column: its title, and the cell for a row. Columns with a higher `spare` leave first where room is short.
+
+    `folded`: what does not fit goes on under itself instead of being cut.
+    """
 
     title: str
     cell: Callable[[Any], Any]
     spare: int = 0
     styled: bool = False
     right: bool = False
+    folded: bool = False
 
 
 def table(columns: Sequence[Column], rows: Iterable[Any], console: Console | None = None) -> None:
@@ -102,25 +106,28 @@ def table(columns: Sequence[Column], rows: Iterable[Any], console: Console | Non
     for column in shown:
         justify: Any = "right" if column.right else "left"
         grid.add_column(column.title, no_wrap=not column.spare, overflow="ellipsis", justify=justify)
+
+    def text(column: Column, value: str) -> Text:
+        style = _STYLES.get(value, "") if column.styled else ""
+        return Text(value, style=style, no_wrap=not column.folded, overflow="fold" if column.folded else "ellipsis")
+
     for number in range(len(rows)):
-        values = [(column, cells[column.title][number]) for column in shown]
-        grid.add_row(
-            *(
-                Text(value, style=_STYLES.get(value, "") if column.styled else "", no_wrap=True, overflow="ellipsis")
-                for column, value in values
-            )
-        )
+        grid.add_row(*(text(column, cells[column.title][number]) for column in shown))
     put(grid, console)
 
 
 def _fitting(columns: Sequence[Column], cells: dict[str, list[str]], width: int) -> list[Column]:
-    """Leave out the most spareable columns until the rest has at least ten characters each."""
+    """Leave out the most spareable columns until the rest has ten characters each, first those without values."""
     shown = list(columns)
 
-    def need(column: Column) -> int:
-        widest = max((len(value) for value in [column.title, *cells[column.title]]), default=0)
-        return (min(widest, 10) if column.spare else widest) + 2
+    def widest(column: Column) -> int:
+        return max(map(len, [column.title, *cells[column.title]])) + 2
 
+    def need(column: Column) -> int:
+        return min(widest(column), 12) if column.spare else widest(column)
+
+    if sum(map(widest, shown)) > width + 2:
+        shown = [column for column in shown if not column.spare or any(cells[column.title])]
     while sum(map(need, shown)) > width and any(column.spare for column in shown):
         shown.remove(max(shown, key=lambda column: column.spare))
     return shown

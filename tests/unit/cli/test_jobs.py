@@ -77,6 +77,13 @@ def test_bad_rows_are_a_list(peer: Peer, tunery):
     assert "error: 137 bad rows in dataset\n" in watched and lines[11] in watched and watched.count("is  bad") == 10
 
 
+def test_a_job_without_metrics_and_checkpoints_says_so(peer: Peer, tunery):
+    peer.on("GET", "/jobs/job_1/metrics", says({"data": [], "has_more": False, "next": 0}))
+    peer.on("GET", "/jobs/job_1/checkpoints", says({"data": []}))
+    assert tunery("metrics", "job_1", "--kind", "eval").stderr == "no eval metrics\n"
+    assert tunery("checkpoints", "job_1").stderr == "no checkpoints\n"
+
+
 def test_show_tells_what_became_of_the_adapter(peer: Peer, tunery):
     gap = {"relative": 0.0036, "max_abs": 0.1, "kl": 1e-5, "top1": 1.0}
     report = {
@@ -145,6 +152,7 @@ def test_what_a_job_left(peer: Peer, tunery):
     assert train == {"step": [10, 20], "loss": [1.5, 1.25], "epoch": [0.5, None]}
     assert "1.3" in tunery("metrics", "job_1", "--kind", "eval").stdout
     assert tunery("metrics", "job_1", "--kind", "some").exit_code == 2
+    assert tunery("metrics", "job_1").stderr == ""
     assert tunery("checkpoints", "job_1").stdout.splitlines()[1].split()[:4] == ["20", "2", "1.5", "kB"]
     assert json.loads(tunery("checkpoints", "job_1", "-o", "json").stdout)["data"][0]["step"] == 20
     assert tunery("precision", "job_1").stdout.splitlines()[1].split() == [

@@ -36,6 +36,27 @@ def test_a_table_of_jobs_fits_and_keeps_the_ids_whole(width):
     assert (LONG in lines[1]) == (width == 300)
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_columns_without_values_leave_before_others_are_cut(width):
+    console = terminal(width)
+    job = a_job(id=f"job_{1:026}", model="SmolLM2-135M-Instruct", status="failed", suffix=None, max_steps=None)
+    screen.table(_columns(), [JobRead.model_validate(job)], console)
+    head, line = console.file.getvalue().splitlines()
+    assert "SmolLM2-135M-Instruct" in line and "ago" in line
+    assert ("SUFFIX" in head) == (width == 120), "where there is room, the columns are always the same"
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_folded_column_is_never_cut(width):
+    console = terminal(width)
+    remark = "it has no card: it trains on the CPU, in the memory of its machine"
+    columns = [screen.Column("WORKER", lambda row: row), screen.Column("REMARK", lambda _: remark, 1, folded=True)]
+    screen.table(columns, ["vm-1-0123456789"], console)
+    _, *lines = console.file.getvalue().splitlines()
+    assert " ".join(line[17:].strip() for line in lines) == remark
+    assert all(len(line) <= width for line in lines)
+
+
 def test_a_pipe_gets_everything(capsys):
     screen.table(_columns(), [JobRead.model_validate(a_job(model=LONG))])
     assert LONG in capsys.readouterr().out
