@@ -204,3 +204,19 @@ def altered_copy(folder: Path, copy: Path, changes: dict[str, tuple[int, ...] | 
             tensors[name] = torch.ones(shape)
     save_file(tensors, copy / "adapter_model.safetensors", metadata={"format": "pt"})
     return copy
+
+
+def test_adapters_that_want_one_module_each_their_way_do_not_end_each_other(tmp_path: Path, base: Path):
+    layered = make_adapter(tmp_path / "layered", base, 1, r=4, target_modules=["lm_head", "q_proj"])
+    whole = make_adapter(tmp_path / "whole", base, 2, r=4, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    for first, second in ((layered, whole), (whole, layered)):
+        shared = SharedBase(load(base))
+        shared.load("first", [(first, 1.0)])
+        before = logits(shared, ["first"])
+        with pytest.raises(InvalidInput, match="beside the adapters that lie on it now"):
+            shared.load("second", [(second, 1.0)])
+        assert torch.equal(logits(shared, ["first"]), before)
+        shared.unload("first")
+        assert torch.equal(logits(shared, [None]), alone(base, None)[:1])
+        shared.load("third", [(second, 1.0)])
+        assert torch.allclose(logits(shared, ["third"]), alone(base, second)[:1], atol=ROUNDING)

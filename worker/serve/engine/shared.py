@@ -45,12 +45,13 @@ class SharedBase:
             for part, config, (folder, _) in zip(names, configs, parts, strict=True):
                 self._attach(part, config, folder)
             self._weigh(name, names, [weight for _, weight in parts])
-        except (ValueError, RuntimeError, KeyError) as error:
+        except (ValueError, RuntimeError, KeyError, TypeError) as error:
             self._drop([*names, name])
             if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
                 raise
-            # One whose vocabulary grew, for instance.
-            message = f"the adapter does not fit the base: {error}"
+            # One whose vocabulary grew, for instance; or one that replaces a module on which others have their LoRA.
+            beside = " beside the adapters that lie on it now" if self._peft else ""
+            message = f"the adapter does not fit the base{beside}: {error}"
             raise InvalidInput(message, code="bad_adapter", param="model", hint=MERGED) from error
         self._drop([part for part in names if part != name])
         if len(parts) == 1 and _needs_own_batch(configs[0]):
