@@ -14,8 +14,9 @@ from sqlalchemy import func, select
 
 from benchmarks.shapes import LLAMA3_8B
 from common import estimates, workers
-from common.db.rows import Base
+from common.db.rows import Base, JobRow
 from common.jobs import lifecycle, queries
+from common.jobs.lifecycle import Failure
 from common.memory.shape import read_shape
 from common.schemas.jobs import JobSpec
 from common.workers import Beat
@@ -146,6 +147,26 @@ def test_what_a_check_has_counted_is_taken(any_api: Api) -> None:
         assert found["position"] == 2, "the other job comes before it"
         # Another cut makes other tokens, and another tenant sees nothing of it.
         assert estimate(client, dataset, hyperparameters={"max_length": 16})["tokens"]["source"] == "sampled"
+
+
+def test_jobs_that_failed_their_check_do_not_stand_in_the_way(any_api: Api) -> None:
+    write_base(any_api)
+    checked = {"rows": 600, "tokens": 33_333, "max_length": 1024, "longest_row_tokens": 61}
+    pinned = {"base_id": "org/tiny-base", "base_revision": None, "dataset_sha256": "0" * 64}
+    with any_api.client() as client:
+        dataset = upload(client)
+        for seed, passes in ((1, True), (2, False)):
+            client.post("/jobs", json={"model": BASE, "dataset": dataset, "seed": seed}).raise_for_status()
+            with any_api.context.write() as session:
+                check = lifecycle.claim_preflight(session, "p", 60)
+                assert check is not None
+                if passes:
+                    lifecycle.accept(session, check, **pinned, report=checked)  # type: ignore[arg-type]
+                else:
+                    lifecycle.reject(session, check, Failure("user_error", "bad_module", "no such module"))
+        with any_api.context.read() as session:
+            assert session.scalar(select(func.count()).where(JobRow.preflight.is_not(None))) == 1
+        assert estimate(client, dataset)["tokens"]["tokens"] == 33_333
 
 
 def test_time_comes_from_jobs_on_such_a_card(any_api: Api) -> None:

@@ -92,13 +92,12 @@ def accept(
     doorbell.after_commit(session, doorbell.TRAIN)
 
 
-def reject(session: Session, claim: Claim, failure: Failure, report: dict[str, Any] | None = None) -> None:
+def reject(session: Session, claim: Claim, failure: Failure) -> None:
     """The check failed: the job ends here, with the reason."""
     values = {
         "status": "failed",
         "stage": None,
         "error": failure.shown(),
-        "preflight": report,
         "finished_at": db_now(),
     } | NO_LEASE
     settle(session, claim, "reject", values, failed_event(failure))
