@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.worker.serve.talking import Talk, asking
 from tests.worker.trainer.tiny import build_family, sentence
@@ -202,6 +202,28 @@ def test_megabytes_are_refused_before_they_are_counted(talk: Talk):
     talk.ask(ask)
     assert talk.end(ask).code == "context_length_exceeded" and "far more than" in talk.end(ask).message
     assert time.process_time() - begun < 5
+
+
+def test_messages_of_which_nothing_is_left_are_refused(base: Path, adapters: Folder, tmp_path: Path):
+    shutil.copytree(adapters("a"), tmp_path / "bare")
+    (tmp_path / "bare" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    talk = Talk(base)
+    assert isinstance(talk.load("bare", tmp_path / "bare"), Loaded)
+    empty, full = asking("", adapter="bare"), asking(adapter="bare")
+    talk.ask(empty)
+    talk.ask(full)
+    assert (talk.end(empty).code, talk.end(empty).param) == ("bad_messages", "messages") and talk.text(full)
+
+
+def test_a_token_that_the_model_lacks_is_refused(base: Path, tmp_path: Path):
+    folder = shutil.copytree(base, tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<beyond>"])
+    tokenizer.save_pretrained(folder)
+    talk = Talk(folder)
+    beyond, plain = asking("a <beyond> b"), asking("a b")
+    talk.ask(beyond, plain)
+    assert talk.end(beyond).code == "bad_messages" and "<beyond>" in talk.end(beyond).message and talk.text(plain)
 
 
 def test_bytes_that_are_no_character_end_only_themselves():

@@ -35,6 +35,7 @@ class Prompts:
         # No more can fit, and to count the tokens of megabytes would keep everybody waiting.
         longest = max(map(len, self.tokenizer.get_vocab()))
         self._most_chars = _TEXT_CHARS if context is None else min(_TEXT_CHARS, context * longest)
+        self._rows = rows
         self._templates: dict[str | None, str] = {None: str(self.tokenizer.chat_template)}
 
     def learn(self, name: str, folder: Path) -> None:
@@ -74,7 +75,19 @@ class Prompts:
             )
         # The template writes the special tokens itself.
         found: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        self._check(found)
         return found
+
+    def _check(self, found: list[int]) -> None:
+        # Either would end the model over everybody's answers.
+        if not found:
+            why = "the model's chat template makes nothing of them"
+        elif self._rows is not None and max(found) >= self._rows:
+            token = self.tokenizer.convert_ids_to_tokens(max(found))
+            why = f"they contain {token}, which the tokenizer knows and the model does not"
+        else:
+            return
+        raise InvalidInput(f"messages: {why}", code="bad_messages", param="messages")
 
 
 def _template(folder: Path) -> str | None:
