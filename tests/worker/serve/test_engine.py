@@ -157,6 +157,8 @@ def test_an_adapters_own_template_is_used(tmp_path: Path, base: Path, adapters: 
         "{{ raise_exception('roles must alternate') }}",
         "{{ 'a' * 4000000000 }}",
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        r"{{ '\ud800' }}",
+        r"{{ raise_exception('\ud800') }}",
     ],
 )
 def test_a_template_that_cannot_be_rendered_is_refused_in_time(
@@ -170,6 +172,7 @@ def test_a_template_that_cannot_be_rendered_is_refused_in_time(
     ask, begun = asking(adapter="bad"), time.monotonic()
     talk.ask(ask)
     assert isinstance(talk.end(ask), Refused) and "chat template refuses" in talk.end(ask).message
+    assert talk.end(ask).message.encode(), "it can be sent"
     assert time.monotonic() - begun < 20
     assert talk.ask(asking())[0], "the others are answered as before"
 

@@ -59,9 +59,11 @@ class Prompts:
         try:
             with _bounded(_RENDER_CPU_S, _RENDER_BYTES):
                 text = str(self.tokenizer.apply_chat_template(turns, **options))
+                text.encode()  # raises for a lone surrogate, of which no tokenizer can make anything
         except Exception as error:  # a template raises what it likes
+            said = str(error)[:500].encode(errors="replace").decode()
             raise InvalidInput(
-                f"messages: the model's chat template refuses this conversation: {error}",
+                f"messages: the model's chat template refuses this conversation: {said}",
                 code="bad_messages",
                 param="messages",
                 hint="Mind the order of roles, and whether the model knows a system role.",
