@@ -22,7 +22,7 @@ def export(
     watching: Annotated[bool, typer.Option("--watch", "-w", help="Follow it to its end.")] = False,
     output: state.Output = None,
 ) -> None:
-    """Merge the adapter of a finished job into its base, on a worker.
+    """Merge a finished job's adapter into its base, on a worker.
 
     This is a job of its own. `tunery download JOB` fetches the merged model with the adapter; what is there already is
     not made again.

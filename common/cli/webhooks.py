@@ -71,7 +71,7 @@ def change(
     enabled: Annotated[bool | None, typer.Option("--enable/--disable", help="Switch it on or off.")] = None,
     output: state.Output = None,
 ) -> None:
-    """Change what a webhook is told and where, or switch it on or off."""
+    """Change what a webhook is told and where; switch it on or off."""
     from common.cli import screen
 
     given = {"url": url, "events": events, "description": description, "enabled": enabled}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,3 +68,10 @@ def test_each_method_has_its_parts():
 def test_parts_that_a_method_does_not_have_are_refused(fields: dict[str, Any], reason: str):
     with pytest.raises(ValidationError, match=reason):
         spec(**fields)
+
+
+def test_the_guide_shows_the_whole_body_with_its_defaults():
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text(encoding="utf-8")
+    shown = json.loads(guide.partition("This is the whole body")[2].partition("```json\n")[2].partition("```")[0])
+    given = {name: shown[name] for name in ("model", "dataset", "suffix")}
+    assert shown == JobSpec.model_validate(given).model_dump(mode="json")
