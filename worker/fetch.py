@@ -19,8 +19,8 @@ from common.settings import Settings
 from common.storage.connection import REFUSED
 from common.storage.store import sha256_of
 from worker import bases, guard
+from worker.data.source import ENDINGS
 
-_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _PARAM = "dataset"
 
 
@@ -62,7 +62,7 @@ def dataset(
         kind = InvalidInput if isinstance(error, UserError) else type(error)
         raise kind(message, code=error.code, param=param, hint=error.hint) from error
     suffix = PurePosixPath(source).suffix.lower()
-    path = partial.with_name(name + (suffix if suffix in _SUFFIXES else ""))
+    path = partial.with_name(name + (suffix if suffix in ENDINGS else ""))
     partial.rename(path)
     return Fetched(str(path.relative_to(folder)), sha256_of(path), path.stat().st_size)
 
@@ -156,7 +156,7 @@ def _from_hub(context: Context, _tenant: str, uri: str, path: Path, alive: Calla
 
 
 def _only_train_file(uri: str, files: list[str]) -> str:
-    data = [file for file in files if PurePosixPath(file).suffix in _SUFFIXES]
+    data = [file for file in files if PurePosixPath(file).suffix in ENDINGS]
     train = [file for file in data if "train" in file.lower()] or data
     if len(train) == 1:
         return train[0]

@@ -41,7 +41,9 @@ def row(session: Session, tenant: str, job_id: str) -> JobRow:
     Raises:
         NotFound: no such job in this tenant.
     """
-    found = session.scalar(select(JobRow).where(JobRow.tenant == tenant, JobRow.id == job_id))
+    # Postgres takes a NUL for an error.
+    own = select(JobRow).where(JobRow.tenant == tenant, JobRow.id == job_id)
+    found = None if "\x00" in job_id else session.scalar(own)
     if found is None:
         raise no_job()
     return found

@@ -22,7 +22,7 @@ _PACKED = {
     b"\x28\xb5\x2f\xfd": "zstd-compressed",
 }
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
-_READERS: dict[str, Callable[[Source], RawRows]] = {
+READERS: dict[str, Callable[[Source], RawRows]] = {
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
     ".json": read_jsonl,
@@ -73,8 +73,8 @@ def _text_reader(source: Source, head: bytes) -> Callable[[Source], RawRows]:
     tabular = suffix in (".csv", ".tsv")
     if head.startswith(b"[") and not tabular:
         return read_array
-    if suffix in _READERS:
-        return _READERS[suffix]
+    if suffix in READERS:
+        return READERS[suffix]
     if head.startswith(b"{"):
         return read_jsonl
     if b"," in head.split(b"\n", 1)[0]:

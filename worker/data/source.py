@@ -17,6 +17,8 @@ WRITTEN = 20
 _MESSAGE_CHARS = 600
 _STRETCH = 64
 
+# What a file's name may end with to say its format: whoever fetches it has to keep that.
+ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 FEWER_COLUMNS = "keep the columns that are trained on"
 FLATTER = "write it flatter: a row needs messages, and messages need role and content"
 

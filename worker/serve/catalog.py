@@ -72,8 +72,7 @@ class JobCatalog:
         """
         with self._context.read() as session:
             try:
-                # A path may hold a NUL, which Postgres takes for an error.
-                job = queries.row(session, caller.tenant, job_id.replace("\x00", "?"))
+                job = queries.row(session, caller.tenant, job_id)
             except NotFound:
                 raise NotFound(
                     f"the model {job_id!r} does not exist",

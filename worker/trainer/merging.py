@@ -22,11 +22,11 @@ from worker.ml.base_check import BaseFacts, base_check, check_forms
 from worker.ml.memory import free_bytes
 from worker.ml.merge import Ingredients, Merger
 from worker.ml.merged_card import merged_card
-from worker.ml.parts import parts
 from worker.ml.precision import choose_precision
 from worker.trainer.faults import classify
 from worker.trainer.prepare import fix_machine
 from worker.trainer.protocol import Note, Progress, Stage
+from worker.trainer.rows import parts_of
 from worker.trainer.run import Run
 
 NUM_ROWS = 8
@@ -174,14 +174,10 @@ def _reports(run: Run) -> dict[str, Any]:
 def _rows_of_the_data(run: Run, adapter: Path) -> list[list[int]]:
     """Return the first rows that the run was validated on, else trained on; where they are gone, texts of our own."""
     tokenizer = AutoTokenizer.from_pretrained(adapter, local_files_only=True, trust_remote_code=False)
-    held_out = run.spec.validation_file
-    if held_out or run.spec.train_file:
+    if run.spec.validation_file or run.spec.train_file:
         max_length = resolve_max_length(run.job.hyperparameters, base_check(run.base_folder).context)
-        validation = run.source(held_out, "validation_dataset") if held_out else None
         try:
-            trained, validated = parts(
-                run.job, run.source(run.spec.train_file, "dataset"), validation, tokenizer, max_length
-            )
+            trained, validated = parts_of(run, tokenizer, max_length)
             examples = islice((validated or trained).examples(), NUM_ROWS)
             if rows := [example.input_ids[:ROW_TOKENS] for example in examples]:
                 return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from common.memory.fitting import Rows, read_rows
 from common.schedule import resolve_max_length
@@ -29,14 +30,7 @@ def prepare_rows(run: Run, facts: BaseFacts) -> None:
     run.tokenizer = load_tokenizer(run.base_folder, facts.vocab_size)
     run.tell(*choose_template(run.tokenizer, run.job.chat_template))
     max_length = resolve_max_length(run.job.hyperparameters, facts.context)
-    held_out = run.spec.validation_file
-    train, validation = parts(
-        run.job,
-        run.source(run.spec.train_file, "dataset"),
-        run.source(held_out, "validation_dataset") if held_out else None,
-        run.tokenizer,
-        max_length,
-    )
+    train, validation = parts_of(run, run.tokenizer, max_length)
     run.train_rows = _tokenized(run, train)
     _plan_memory(run, facts, train.census)
     run.options = _settled(run, train.census)
@@ -54,6 +48,17 @@ def prepare_rows(run: Run, facts: BaseFacts) -> None:
         run.report["validation_data"] = validation.census.report()
         run.highest_token = max(run.highest_token, validation.census.highest)
     run.prompts = _prompts(run, facts, plain=train.census.plain)
+
+
+def parts_of(run: Run, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Part, Part | None]:
+    """Return the rows of the run's files for training and for validation.
+
+    Raises:
+        InvalidInput: the training file has too few rows to split some off.
+    """
+    train, held_out = run.source(run.spec.train_file, "dataset"), run.spec.validation_file
+    validation = run.source(held_out, "validation_dataset") if held_out else None
+    return parts(run.job, train, validation, tokenizer, max_length)
 
 
 def rows_of(job: JobSpec, census: Census) -> Rows:

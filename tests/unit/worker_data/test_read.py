@@ -13,8 +13,8 @@ import pytest
 
 from common.errors import InvalidInput, TooLarge, UserError
 from worker.data.limits import Limits
-from worker.data.read import read_rows
-from worker.data.source import Source
+from worker.data.read import READERS, read_rows
+from worker.data.source import ENDINGS, Source
 
 ROWS = [{"text": "the fox"}, {"text": 'a "quoted", line\nand the sea é'}, {"text": "birds"}]
 
@@ -191,6 +191,10 @@ def test_a_small_parquet_that_expands_is_stopped(tmp_path: Path):
     with pytest.raises(UserError):
         list(read_rows(Source(path, Limits(max_bytes=100_000_000))))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 800_000
+
+
+def test_every_ending_that_is_read_is_kept_by_who_fetches_the_file():
+    assert {*READERS, ".parquet"} == set(ENDINGS)
 
 
 def test_an_unknown_format_is_told_by_its_beginning(tmp_path: Path):

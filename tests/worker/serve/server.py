@@ -107,13 +107,17 @@ class Server:
     context: Context
     keys: dict[str, str] = field(default_factory=dict)
 
+    def key(self, tenant: str) -> str:
+        """Return the tenant's key."""
+        if tenant not in self.keys:
+            with self.context.write() as session:
+                self.keys[tenant] = keys.create(session, name="test", tenant=tenant)[1]
+        return self.keys[tenant]
+
     def client(self, tenant: str | None = "t") -> httpx2.Client:
         headers = {}
         if tenant is not None:
-            if tenant not in self.keys:
-                with self.context.write() as session:
-                    self.keys[tenant] = keys.create(session, name="test", tenant=tenant)[1]
-            headers["authorization"] = f"Bearer {self.keys[tenant]}"
+            headers["authorization"] = f"Bearer {self.key(tenant)}"
         return httpx2.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
 
     def ask(self, model: str, words: str = "the quick brown fox", *, tenant: str = "t", **options: Any) -> Any:

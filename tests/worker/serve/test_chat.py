@@ -37,7 +37,7 @@ def tunery(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> T
     """Run `tunery` in this process, with the key of the tenant `t`."""
     monkeypatch.chdir(tmp_path)
     server.client("t").close()
-    monkeypatch.setenv("TUNERY_API_KEY", server.keys["t"])
+    monkeypatch.setenv("TUNERY_API_KEY", server.key("t"))
     return lambda *arguments, text=None: CliRunner().invoke(app, [str(word) for word in arguments], input=text)
 
 

@@ -111,8 +111,7 @@ def test_words_of_a_request_are_obeyed(server: Server, jobs: dict[str, str]):
 def test_an_answer_is_sent_back_as_it_came(server: Server, jobs: dict[str, str]):
     from openai import OpenAI
 
-    server.client("t").close()
-    with OpenAI(base_url=f"{server.url}/v1", api_key=server.keys["t"], max_retries=0) as client:
+    with OpenAI(base_url=f"{server.url}/v1", api_key=server.key("t"), max_retries=0) as client:
         turns: list[Any] = [{"role": "user", "content": "the quick brown fox"}]
         ask: Any = {"model": jobs["a"], "max_tokens": 3, "temperature": 0, "stream_options": {"include_usage": None}}
         said = client.chat.completions.create(messages=turns, **ask).choices[0].message
